@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+// The one way into a stream for the data hooks: managed, carried by the kernel, or none of ours.
+#pragma once
+#include "preload/hook_scope.h"
+#include "preload/kernel_path.h"
+#include "preload/transfer.h"
+
+namespace mpklink {
+
+// `call` does the program's call in the kernel, unchanged.
+template <class Call>
+ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call) {
+  const bool counts = !(flags & MSG_PEEK);
+  while (Stream* s = stream_of(fd)) {
+    const State state = state_of(s);
+    if (managed(state)) {
+      const ssize_t n = receive_stream(fd, s, parts, count, flags);
+      if (n != kNotOurs) {
+        if (n > 0 && state == State::kOffered) after_operation(fd, s);
+        return n;
+      }
+      if (flags & (MSG_OOB | MSG_ERRQUEUE)) break;
+      continue;
+    }
+    ssize_t n = 0;
+    if (state == State::kCandidate) {
+      if (kernel_operation(fd, s, Flow::kIn, counts, &n, call)) return n;
+      continue;
+    }
+    n = call();
+    if (n > 0 && counts && state == State::kPlain) s->tcp_received.fetch_add(static_cast<std::uint64_t>(n));
+    return n;
+  }
+  return call();
+}
+
+template <class Call>
+ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
+  while (Stream* s = stream_of(fd)) {
+    const State state = state_of(s);
+    if ((flags & MSG_OOB) && state == State::kCandidate) make_plain(s, Reason::kOob);
+    if (managed(state)) {
+      const ssize_t n = send_stream(fd, s, parts, count, flags);
+      if (n != kNotOurs) {
+        if (n > 0 && state == State::kOffered) after_operation(fd, s);
+        return n;
+      }
+      if (flags & (MSG_OOB | MSG_FASTOPEN | MSG_ZEROCOPY)) break;
+      continue;
+    }
+    ssize_t n = 0;
+    if (state == State::kCandidate) {
+      if (kernel_operation(fd, s, Flow::kOut, true, &n, call)) return n;
+      continue;
+    }
+    n = call();
+    if (n > 0 && state == State::kPlain) s->tcp_sent.fetch_add(static_cast<std::uint64_t>(n));
+    return n;
+  }
+  return call();
+}
+
+}  // namespace mpklink

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+#include "preload/eligibility.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "preload/log.h"
+
+namespace mpklink {
+namespace {
+
+// IPv4 or IPv6 address with v4-mapped ones as IPv4, so that the two ends of one connection spell it alike.
+struct Endpoint {
+  int family;
+  unsigned char bytes[16];
+  std::uint16_t port;
+};
+
+bool endpoint_of(const sockaddr_storage& a, Endpoint* out) {
+  *out = {};
+  if (a.ss_family == AF_INET) {
+    const auto& in = reinterpret_cast<const sockaddr_in&>(a);
+    out->family = AF_INET;
+    memcpy(out->bytes, &in.sin_addr, 4);
+    out->port = ntohs(in.sin_port);
+    return true;
+  }
+  if (a.ss_family != AF_INET6) return false;
+  const auto& in6 = reinterpret_cast<const sockaddr_in6&>(a);
+  const bool v4 = IN6_IS_ADDR_V4MAPPED(&in6.sin6_addr);
+  out->family = v4 ? AF_INET : AF_INET6;
+  memcpy(out->bytes, in6.sin6_addr.s6_addr + (v4 ? 12 : 0), v4 ? 4 : 16);
+  out->port = ntohs(in6.sin6_port);
+  return true;
+}
+
+bool is_loopback(const Endpoint& e) {
+  if (e.family == AF_INET) return e.bytes[0] == 127;
+  return memcmp(e.bytes, &in6addr_loopback, 16) == 0;
+}
+
+bool same_address(const Endpoint& a, const Endpoint& b) {
+  return a.family == b.family && memcmp(a.bytes, b.bytes, sizeof a.bytes) == 0;
+}
+
+int option(int fd, int level, int name) {
+  int value = 0;
+  socklen_t size = sizeof value;
+  return real().getsockopt(fd, level, name, &value, &size) == 0 ? value : 0;
+}
+
+// What setsockopt may have set before we knew the socket (the hooks see later calls).
+bool options_allow(int fd, Reason* reason) {
+  if (option(fd, SOL_SOCKET, SO_RCVLOWAT) > 1) return *reason = Reason::kLowat, false;
+  if (option(fd, SOL_SOCKET, SO_ZEROCOPY) != 0) return *reason = Reason::kZeroCopy, false;
+  const int flags = real().fcntl(fd, F_GETFL);
+  if (flags >= 0 && (flags & O_ASYNC)) return *reason = Reason::kAsync, false;
+  return true;
+}
+
+struct Text {
+  char* at;
+  std::size_t left;
+};
+
+void append(Text* text, const Endpoint& e) {
+  char address[INET6_ADDRSTRLEN] = "";
+  ::inet_ntop(e.family, e.bytes, address, sizeof address);
+  const auto end = fmt::format_to_n(text->at, text->left, "{}:{}", static_cast<const char*>(address), e.port);
+  const std::size_t used = end.size < text->left ? end.size : text->left;
+  text->at += used;
+  text->left -= used;
+}
+
+// TCP_INFO and the unread bytes of one moment: asked until no bytes came between two looks at the latter.
+bool consistent_info(int fd, tcp_info* info, int* unread) {
+  constexpr int kTries = 16;
+  if (real().ioctl(fd, FIONREAD, unread) != 0) return false;
+  for (int i = 0; i < kTries; ++i) {
+    socklen_t size = sizeof *info;
+    int after = 0;
+    if (real().getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, &size) != 0) return false;
+    if (size < offsetof(tcp_info, tcpi_bytes_retrans) + sizeof info->tcpi_bytes_retrans) return false;
+    if (real().ioctl(fd, FIONREAD, &after) != 0) return false;
+    if (after == *unread) return true;
+    *unread = after;
+  }
+  return false;
+}
+
+}  // namespace
+
+bool eligible(int fd, const Stream* s, Addresses* addresses, Reason* reason) {
+  *reason = Reason::kNotLocal;
+  socklen_t local_size = sizeof addresses->local, peer_size = sizeof addresses->peer;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&addresses->local), &local_size) != 0) return false;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&addresses->peer), &peer_size) != 0) return false;
+  Endpoint local, peer;
+  if (!endpoint_of(addresses->local, &local) || !endpoint_of(addresses->peer, &peer)) return false;
+  if (!same_address(local, peer) && !(is_loopback(local) && is_loopback(peer))) return false;
+  *reason = Reason::kPorts;
+  if (!process().settings.port_allowed(s->connector ? peer.port : local.port)) return false;
+  return options_allow(fd, reason);
+}
+
+// TCP_INFO's counters are exact to the byte on Linux 4.19 and later; a received FIN counts as one.
+bool counters_agree(int fd, const Stream* s, Reason* reason) {
+  tcp_info info = {};
+  int unread = 0;
+  *reason = Reason::kUncounted;
+  if (!consistent_info(fd, &info, &unread)) return false;
+  const std::uint64_t sent = info.tcpi_bytes_sent - info.tcpi_bytes_retrans + info.tcpi_notsent_bytes;
+  const std::uint64_t received = info.tcpi_bytes_received - static_cast<std::uint64_t>(unread);
+  const std::uint64_t our_sent = s->tcp_sent.load_acquire();
+  const std::uint64_t our_received = s->tcp_received.load_acquire();
+  const bool agree = sent == our_sent && (received == our_received || received == our_received + 1);
+  if (!agree) {
+    log(LogLevel::kInfo, "fd {}: the kernel counts {} sent, {} received; we {} and {}", fd, sent, received, our_sent,
+        our_received);
+  }
+  return agree;
+}
+
+socklen_t rendezvous_name(const Addresses& addresses, bool we_connected, sockaddr_un* name) {
+  Endpoint local, peer;
+  endpoint_of(addresses.local, &local);
+  endpoint_of(addresses.peer, &peer);
+  *name = {};
+  name->sun_family = AF_UNIX;
+  // The leading zero byte makes it an abstract name: its scope is the network namespace, as loopback's.
+  Text text = {name->sun_path + 1, sizeof name->sun_path - 1};
+  const auto head = fmt::format_to_n(text.at, text.left, "mpklink/{}/", kLayoutVersion);
+  text.at += head.size;
+  text.left -= head.size;
+  append(&text, we_connected ? local : peer);
+  if (text.left > 0) {
+    *text.at++ = '-';
+    --text.left;
+  }
+  append(&text, we_connected ? peer : local);
+  return static_cast<socklen_t>(text.at - reinterpret_cast<char*>(name));
+}
+
+}  // namespace mpklink

@@ -1,0 +1,546 @@
+// SPDX-License-Identifier: MIT
+// Registrations of streams in epoll sets; the waiting is in epoll_wait.cc.
+#include "preload/epoll_set.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+
+#include "preload/assert.h"
+#include "preload/epoll_tag.h"
+#include "preload/fd_table.h"
+
+namespace mpklink {
+namespace {
+
+constexpr std::uint32_t kSetsMax = 4096;
+constexpr std::uint32_t kMemberChunk = 1024;
+constexpr std::uint32_t kMemberChunks = 128;
+constexpr unsigned kMembersOfStreamMax = 8;
+
+SpinLock g_sets_lock;     // creation of sets
+EpollSet* g_sets;         // kSetsMax of them, address space until used
+SpinLock g_members_lock;  // member slab
+EpollMember* g_member_chunks[kMemberChunks];
+EpollMember* g_free_members;
+std::uint32_t g_member_count;
+
+EpollMember* make_member() {
+  const LockGuard guard(g_members_lock);
+  if (g_free_members == nullptr) {
+    const std::uint32_t chunk = g_member_count / kMemberChunk;
+    if (chunk == kMemberChunks) return nullptr;
+    void* at = ::mmap(nullptr, sizeof(EpollMember) * kMemberChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
+    if (at == MAP_FAILED) return nullptr;
+    g_member_chunks[chunk] = static_cast<EpollMember*>(at);
+    for (std::uint32_t i = kMemberChunk; i-- > 0;) {
+      g_member_chunks[chunk][i].index = g_member_count + i;
+      g_member_chunks[chunk][i].ready_next = g_free_members;
+      g_free_members = &g_member_chunks[chunk][i];
+    }
+    g_member_count += kMemberChunk;
+  }
+  EpollMember* m = g_free_members;
+  g_free_members = m->ready_next;
+  m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
+  m->managed = m->ready = m->disabled = m->slow = false;
+  return m;
+}
+
+void free_member(EpollMember* m) {
+  const LockGuard guard(g_members_lock);
+  m->set = nullptr;
+  m->stream = nullptr;
+  m->ready_next = g_free_members;
+  g_free_members = m;
+}
+
+EpollMember* find_member(const EpollSet* set, Stream* s, int fd) {
+  const LockGuard guard(s->members_lock);
+  for (EpollMember* m = s->members; m != nullptr; m = m->next_in_stream) {
+    if (m->set == set && m->fd == fd) return m;
+  }
+  return nullptr;
+}
+
+void link_member(Stream* s, EpollMember* m) {
+  const LockGuard guard(s->members_lock);
+  m->next_in_stream = s->members;
+  s->members = m;
+}
+
+void unlink_member(Stream* s, EpollMember* m) {
+  const LockGuard guard(s->members_lock);
+  for (EpollMember** at = &s->members; *at != nullptr; at = &(*at)->next_in_stream) {
+    if (*at == m) {
+      *at = m->next_in_stream;
+      return;
+    }
+  }
+}
+
+bool other_members_of_poller(Stream* s, const EpollSet* set) {
+  const LockGuard guard(s->members_lock);
+  for (EpollMember* m = s->members; m != nullptr; m = m->next_in_stream) {
+    if (m->set == set) return true;
+  }
+  return false;
+}
+
+// What the kernel is asked for a managed member. Edge-triggered: an idle TCP socket under the ring then says nothing.
+epoll_event managed_registration(const EpollMember* m) {
+  epoll_event event = {};
+  event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  event.data.u64 = tag_of_member(m->index);
+  return event;
+}
+
+epoll_event program_registration(const EpollMember* m) {
+  epoll_event event = {};
+  event.events = m->disabled ? m->events & (EPOLLET | EPOLLONESHOT | EPOLLWAKEUP) : m->events;
+  event.data.u64 = m->data;
+  return event;
+}
+
+// EPOLLEXCLUSIVE cannot be modified, only removed and added (epoll_ctl(2), EINVAL).
+int replace_registration(const EpollSet* set, const EpollMember* m, epoll_event event) {
+  if (!(m->events & EPOLLEXCLUSIVE)) return real().epoll_ctl(set->epfd, EPOLL_CTL_MOD, m->fd, &event);
+  if (real().epoll_ctl(set->epfd, EPOLL_CTL_DEL, m->fd, nullptr) != 0) return -1;
+  return real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &event);
+}
+
+void arm_board(EpollSet* set, Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); }
+
+bool always_armed(const EpollSet* set) {
+  return set->sleepers.load_relaxed() != 0 || set->nested.load_relaxed() != 0;  // relaxed: behind the caller's exchange
+}
+
+// The set's poller exists, the peer has its bell, its board line is armed when somebody sleeps. set->lock held.
+bool attach_pair(EpollSet* set, Pair* pair) {
+  const bool own = pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
+  if (!own) return false;
+  if (set->poller == kNoPoller) {
+    const std::uint32_t id = take_poller(true);
+    if (id == kNoPoller) return false;
+    const int bell = bell_of(id);
+    epoll_event event = {};
+    event.events = EPOLLIN | EPOLLET;
+    event.data.u64 = kBellTag | tag_prefix();
+    if (bell < 0 || real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, bell, &event) != 0) {
+      give_poller(id);
+      return false;
+    }
+    set->poller = id;
+  }
+  if (!send_bell(pair, set->poller, bell_of(set->poller))) return false;
+  const std::uint64_t bit = std::uint64_t{1} << (pair->index % 64);
+  set->pairs[pair->index / 64].fetch_or(bit);
+  const std::uint32_t words = pair->index / 64 + 1;
+  if (set->pair_words.load_relaxed() < words) set->pair_words.store_release(words);  // relaxed: under set->lock
+  const Gate gate;
+  disarm(&pair->board->side[pair->side].armed[set->poller]);
+  // A thread that was asleep in the kernel before this board existed cannot arm it: it is born armed. The sleeper counts
+  // itself before it looks for boards to arm; we enter the board before we look at the count.
+  thread_fence_seq_cst();
+  if (always_armed(set)) arm_board(set, pair);
+  return true;
+}
+
+// Makes the set hear of the stream's ring. set->lock held. False: it must be looked at by time.
+bool listen_to(EpollSet* set, Stream* s) {
+  if (s->pair == nullptr || !attach_pair(set, s->pair)) return false;
+  const Gate gate;
+  return add_waiter(&s->channel->waiters[s->side].ids, set->poller);
+}
+
+void stop_listening(EpollSet* set, Stream* s) {
+  if (s->channel == nullptr || set->poller == kNoPoller || other_members_of_poller(s, set)) return;
+  const Gate gate;
+  remove_waiter(&s->channel->waiters[s->side].ids, set->poller);
+}
+
+void set_slow(EpollSet* set, EpollMember* m, bool slow) {
+  if (m->slow == slow) return;
+  m->slow = slow;
+  if (slow) process().counters.slow_waits.fetch_add(1);
+  set->slow_members.fetch_add(slow ? 1u : ~0u);
+}
+
+// set->lock held.
+void remove_member(EpollSet* set, Stream* s, EpollMember* m) {
+  remove_ready(set, m);
+  set_slow(set, m, false);
+  if (m->managed) set->managed_members.fetch_add(~0u);
+  unlink_member(s, m);
+  if (m->managed) stop_listening(set, s);
+  free_member(m);
+}
+
+int add_managed(EpollSet* set, Stream* s, int fd, const epoll_event& event) {
+  EpollMember* m = make_member();
+  if (m == nullptr) {
+    errno = ENOMEM;  // as epoll_ctl(2) when the kernel has none
+    return -1;
+  }
+  m->set = set;
+  m->stream = s;
+  m->fd = fd;
+  m->events = event.events;
+  m->data = event.data.u64;
+  m->managed = true;
+  epoll_event registration = managed_registration(m);
+  registration.events |= event.events & EPOLLEXCLUSIVE;
+  if (real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, fd, &registration) != 0) {
+    free_member(m);
+    return -1;
+  }
+  link_member(s, m);
+  set->managed_members.fetch_add(1);
+  if (!listen_to(set, s)) set_slow(set, m, true);
+  push_ready(set, m);
+  nudge(set);
+  return 0;
+}
+
+int add_unmanaged(EpollSet* set, Stream* s, int fd, epoll_event* event) {
+  if (real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, fd, event) != 0) return -1;
+  EpollMember* m = make_member();
+  if (m == nullptr) {
+    make_plain(s, Reason::kLimit);  // it would be upgraded behind this set's back
+    return 0;
+  }
+  m->set = set;
+  m->stream = s;
+  m->fd = fd;
+  m->events = event->events;
+  m->data = event->data.u64;
+  link_member(s, m);
+  return 0;
+}
+
+int modify(EpollSet* set, Stream* s, EpollMember* m, epoll_event* event) {
+  (void)s;
+  if (!m->managed) {
+    const int result = real().epoll_ctl(set->epfd, EPOLL_CTL_MOD, m->fd, event);
+    if (result != 0) return result;
+  } else if ((event->events | m->events) & EPOLLEXCLUSIVE) {
+    errno = EINVAL;
+    return -1;
+  }
+  m->events = event->events;
+  m->data = event->data.u64;
+  m->disabled = false;
+  if (m->managed) {
+    push_ready(set, m);  // re-arms: what is ready now is told again
+    nudge(set);
+  }
+  return 0;
+}
+
+int control(EpollSet* set, int op, int fd, Stream* s, epoll_event* event) {
+  EpollMember* m = find_member(set, s, fd);
+  switch (op) {
+    case EPOLL_CTL_ADD:
+      if (m != nullptr) {
+        errno = EEXIST;
+        return -1;
+      }
+      return managed(state_of(s)) ? add_managed(set, s, fd, *event) : add_unmanaged(set, s, fd, event);
+    case EPOLL_CTL_MOD:
+      if (m == nullptr) return real().epoll_ctl(set->epfd, op, fd, event);
+      return modify(set, s, m, event);
+    case EPOLL_CTL_DEL: {
+      const int result = real().epoll_ctl(set->epfd, op, fd, event);
+      if (result == 0 && m != nullptr) remove_member(set, s, m);
+      return result;
+    }
+    default: return real().epoll_ctl(set->epfd, op, fd, event);
+  }
+}
+
+// A consistent copy of a stream's registrations. False: more than we handle.
+bool members_of(Stream* s, EpollMember* (&out)[kMembersOfStreamMax], unsigned* count) {
+  const LockGuard guard(s->members_lock);
+  *count = 0;
+  for (EpollMember* m = s->members; m != nullptr; m = m->next_in_stream) {
+    if (*count == kMembersOfStreamMax) return false;
+    out[(*count)++] = m;
+  }
+  return true;
+}
+
+bool manage_member(EpollSet* set, Stream* s, EpollMember* m) {
+  // The number must still name this stream: a registration outlives its descriptor when there is a dup.
+  if (fd_table().stream(m->fd) != s || fd_table().epoll(set->epfd) != set) return false;
+  if (!listen_to(set, s)) return false;
+  epoll_event registration = managed_registration(m);
+  registration.events |= m->events & EPOLLEXCLUSIVE;
+  if (replace_registration(set, m, registration) != 0) {
+    stop_listening(set, s);
+    return false;
+  }
+  m->managed = true;
+  set->managed_members.fetch_add(1);
+  push_ready(set, m);
+  nudge(set);
+  return true;
+}
+
+void unmanage_member(EpollSet* set, Stream* s, EpollMember* m) {
+  if (!m->managed) return;
+  m->managed = false;
+  set->managed_members.fetch_add(~0u);
+  remove_ready(set, m);
+  set_slow(set, m, false);
+  replace_registration(set, m, program_registration(m));
+  if (s->channel == nullptr || set->poller == kNoPoller) return;
+  const Gate gate;
+  remove_waiter(&s->channel->waiters[s->side].ids, set->poller);
+}
+
+// Locks the set of a member copied without a lock, and makes sure that it is still the stream's.
+template <class Action>
+bool with_set_of(EpollMember* m, Stream* s, Action action) {
+  EpollSet* set = m->set;
+  if (set == nullptr) return true;
+  const LockGuard guard(set->lock);
+  if (m->set != set || m->stream != s) return true;
+  return action(set);
+}
+
+void release_set(EpollSet* set) {
+  const LockGuard guard(set->lock);
+  // Its registrations go with the kernel's instance.
+  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+    EpollMember* m = member_at(i);
+    if (m->set == set) remove_member(set, m->stream, m);
+  }
+  if (set->poller != kNoPoller) {
+    const std::uint32_t id = set->poller;
+    set->poller = kNoPoller;
+    give_poller(id);
+  }
+  for (auto& word : set->pairs) word.store_relaxed(0);  // relaxed: under set->lock
+  set->pair_words.store_relaxed(0);
+  set->used = false;
+}
+
+bool allocate_sets() {
+  if (g_sets != nullptr) return true;
+  void* at = ::mmap(nullptr, sizeof(EpollSet) * kSetsMax, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) return false;
+  g_sets = static_cast<EpollSet*>(at);
+  return true;
+}
+
+}  // namespace
+
+std::uint64_t tag_prefix() {
+  static Atomic<std::uint64_t> prefix;
+  std::uint64_t known = prefix.load_acquire();
+  if (known != 0) return known;
+  std::uint64_t random = 0;
+  const ErrnoSaver keep;
+  if (::getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
+  random = (random | (std::uint64_t{1} << 63)) & ~kTagIndexMask;
+  return prefix.compare_exchange(known, random) ? random : known;
+}
+
+EpollMember* member_at(std::uint32_t index) {
+  if (index >= g_member_count) return nullptr;
+  return &g_member_chunks[index / kMemberChunk][index % kMemberChunk];
+}
+
+void push_ready(EpollSet* set, EpollMember* m) {
+  if (m->ready) return;
+  m->ready = true;
+  m->ready_next = nullptr;
+  m->ready_previous = set->ready_tail;
+  (set->ready_tail != nullptr ? set->ready_tail->ready_next : set->ready_head) = m;
+  set->ready_tail = m;
+}
+
+void remove_ready(EpollSet* set, EpollMember* m) {
+  if (!m->ready) return;
+  m->ready = false;
+  (m->ready_previous != nullptr ? m->ready_previous->ready_next : set->ready_head) = m->ready_next;
+  (m->ready_next != nullptr ? m->ready_next->ready_previous : set->ready_tail) = m->ready_previous;
+  m->ready_next = m->ready_previous = nullptr;
+}
+
+void nudge(EpollSet* set) {
+  if (set->poller == kNoPoller) return;
+  thread_fence_seq_cst();  // the ready list, written before, against the sleeper's count (SYNC: sleepers)
+  if (!always_armed(set)) return;
+  const ErrnoSaver keep;
+  const std::uint64_t one = 1;
+  if (real().write(bell_of(set->poller), &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
+}
+
+EpollSet* make_epoll_set(int epfd) {
+  if (g_sets_lock.held_by_this_thread()) return nullptr;
+  const LockGuard guard(g_sets_lock);
+  if (!allocate_sets()) return nullptr;
+  for (std::uint32_t i = 0; i < kSetsMax; ++i) {
+    EpollSet* set = &g_sets[i];
+    if (set->used) continue;
+    set->used = true;
+    set->epfd = epfd;
+    set->nested.store_relaxed(0);
+    set->fds.store_relaxed(1);
+    set->ready_head = set->ready_tail = nullptr;
+    set->managed_members.store_relaxed(0);
+    set->slow_members.store_relaxed(0);
+    set->sleepers.store_relaxed(0);
+    set->poller = kNoPoller;
+    set->gap_ns.store_relaxed(0);
+    if (fd_table().set_epoll(epfd, set)) return set;
+    set->used = false;
+    return nullptr;
+  }
+  return nullptr;
+}
+
+void share_epoll_fd(EpollSet* set, int fd) {
+  set->fds.fetch_add(1);
+  fd_table().set_epoll(fd, set);
+}
+
+void forget_epoll_fd(EpollSet* set, int fd) {
+  if (set->fds.fetch_add(~0u) == 1) {
+    release_set(set);
+    return;
+  }
+  if (set->epfd != fd) return;
+  // The instance lives on under another number.
+  for (int other = 0; other <= fd_table().highest(); ++other) {
+    if (fd_table().epoll(other) == set) set->epfd = other;
+  }
+}
+
+int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
+  if (state_of(s) == State::kPlain && op != EPOLL_CTL_DEL) return kUnhandled;
+  if (event == nullptr && op != EPOLL_CTL_DEL) return kUnhandled;  // EFAULT
+  EpollSet* set = fd_table().epoll(epfd);
+  if (set == nullptr) {
+    // An epoll descriptor we did not see made (inherited over exec). Somebody may be asleep in it uncounted.
+    set = make_epoll_set(epfd);
+    if (set == nullptr) return kUnhandled;
+    set->sleepers.fetch_add(1);
+  }
+  if (s->receive_lock.held_by_this_thread()) return kUnhandled;
+  const LockGuard stream_guard(s->receive_lock);  // an upgrade step of another thread is over, or has not begun
+  if (fd_table().stream(fd) != s) return kUnhandled;
+  const LockGuard guard(set->lock);
+  return control(set, op, fd, s, event);
+}
+
+void mark_nested(EpollSet* set) {
+  if (set->nested.exchange(1) != 0) return;
+  const LockGuard guard(set->lock);
+  if (set->poller == kNoPoller) return;
+  {
+    const Gate gate;
+    for_each_pair(set, [&](Pair* pair) { arm_board(set, pair); });
+  }
+  nudge(set);
+}
+
+bool manage_members(Stream* s) {
+  EpollMember* members[kMembersOfStreamMax];
+  unsigned count = 0;
+  if (!members_of(s, members, &count)) return false;
+  for (unsigned i = 0; i < count; ++i) {
+    EpollMember* m = members[i];
+    if (with_set_of(m, s, [&](EpollSet* set) { return manage_member(set, s, m); })) continue;
+    unmanage_members(s);
+    return false;
+  }
+  return true;
+}
+
+void unmanage_members(Stream* s) {
+  EpollMember* members[kMembersOfStreamMax];
+  unsigned count = 0;
+  if (!members_of(s, members, &count)) return;
+  for (unsigned i = 0; i < count; ++i) {
+    EpollMember* m = members[i];
+    with_set_of(m, s, [&](EpollSet* set) {
+      unmanage_member(set, s, m);
+      return true;
+    });
+  }
+}
+
+void refresh_members(Stream* s) {
+  if (s->members == nullptr) return;
+  EpollMember* members[kMembersOfStreamMax];
+  unsigned count = 0;
+  members_of(s, members, &count);
+  for (unsigned i = 0; i < count; ++i) {
+    EpollMember* m = members[i];
+    with_set_of(m, s, [&](EpollSet* set) {
+      if (!m->managed) return true;
+      push_ready(set, m);
+      nudge(set);
+      return true;
+    });
+  }
+}
+
+void detach_members(Stream* s) {
+  while (true) {
+    EpollMember* m = nullptr;
+    {
+      const LockGuard guard(s->members_lock);
+      m = s->members;
+    }
+    if (m == nullptr) return;
+    with_set_of(m, s, [&](EpollSet* set) {
+      remove_member(set, s, m);
+      return true;
+    });
+  }
+}
+
+void epoll_sets_forget_pair(Pair* pair) {
+  if (g_sets == nullptr) return;
+  const std::uint64_t bit = std::uint64_t{1} << (pair->index % 64);
+  for (std::uint32_t i = 0; i < kSetsMax; ++i) {
+    EpollSet* set = &g_sets[i];
+    if (set->epfd == 0 && !set->used) return;  // never used: the rest is not either
+    if (!(set->pairs[pair->index / 64].load_relaxed() & bit)) continue;  // relaxed: no stream of the pair is left to add it
+    const LockGuard guard(set->lock);
+    set->pairs[pair->index / 64].fetch_and(~bit);
+  }
+}
+
+SpinLock& epoll_sets_lock() { return g_sets_lock; }
+SpinLock& epoll_members_lock() { return g_members_lock; }
+
+void epoll_sets_forked_child() {
+  for (std::uint32_t i = 0; g_sets != nullptr && i < kSetsMax; ++i) {
+    EpollSet* set = &g_sets[i];
+    if (set->epfd == 0 && !set->used) break;
+    set->lock.reset();
+    set->sleepers.store_relaxed(0);
+    set->poller = kNoPoller;  // the bell in the kernel's instance is the parent's
+    for (auto& word : set->pairs) word.store_relaxed(0);
+    set->pair_words.store_relaxed(0);
+  }
+  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+    EpollMember* m = member_at(i);
+    if (m->set != nullptr && m->managed) set_slow(m->set, m, true);
+  }
+}
+
+void push_slow_members(EpollSet* set) {
+  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+    EpollMember* m = member_at(i);
+    if (m->set == set && m->slow) push_ready(set, m);
+  }
+}
+
+}  // namespace mpklink

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+// An epoll instance of the program that has, or had, streams in it.
+//
+// The kernel's instance stays the program's: descriptors that are not ours are registered in it untouched. A stream that
+// is not managed is, too; its registration is only remembered. When a stream becomes managed its registration in the
+// kernel becomes edge-triggered with a tag of ours as data, and the bell of the set's poller joins it; what the program
+// is told of the stream then comes from its rings and from those edges (an idle TCP socket has none, so OUT may stay).
+// Like the kernel's, the set has a ready list: an item joins it on every event, and stays when level-triggered until a
+// look finds it not ready. So readiness costs what is ready, not what is registered.
+#pragma once
+#include <sys/epoll.h>
+
+#include <cstdint>
+
+#include "preload/pair.h"
+#include "preload/pollers.h"
+#include "preload/stream.h"
+
+namespace mpklink {
+
+struct EpollSet;
+
+struct EpollMember {
+  EpollSet* set;
+  Stream* stream;
+  int fd;
+  std::uint32_t events;  // as the program asked, flags included
+  std::uint64_t data;
+  bool managed;   // registered in the kernel with our tag
+  bool ready;     // on the ready list
+  bool disabled;  // one-shot, has fired
+  bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
+  std::uint32_t index;
+  EpollMember* ready_next;
+  EpollMember* ready_previous;
+  EpollMember* next_in_stream;
+};
+
+struct EpollSet {
+  bool used;
+  int epfd;
+  Atomic<std::uint32_t> nested;       // watched by another epoll, poll or select: always armed, the bell shows outside
+  Atomic<std::uint32_t> fds;          // descriptors of this process that name it
+  SpinLock lock;                      // members, ready list; before members_lock of a stream, after stream locks
+  EpollMember* ready_head;
+  EpollMember* ready_tail;
+  Atomic<std::uint32_t> managed_members;  // 0: epoll_wait is the kernel's
+  Atomic<std::uint32_t> slow_members;
+  Atomic<std::uint32_t> sleepers;     // threads in, or about to enter, the kernel's wait
+  std::uint32_t poller;               // kNoPoller until the first managed member
+  Atomic<std::uint64_t> pairs[kPairsMax / 64];  // whose boards its poller listens on
+  Atomic<std::uint32_t> pair_words;   // how many words of `pairs` are worth a look
+  std::uint32_t calls_since_kernel;   // under lock: fairness between rings and kernel
+  std::uint64_t kernel_asked_tsc;
+  Atomic<std::uint32_t> gap_ns;       // learnt: how long it usually waits (spin policy)
+};
+
+// epoll_ctl on a descriptor that is one of our streams: the result as epoll_ctl(2), or kUnhandled to ask the kernel alone.
+constexpr int kUnhandled = -2;
+int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event);
+// The set is being watched itself (epoll_ctl on its descriptor, poll, select): its descriptor must become readable in the
+// kernel whenever a stream in it is ready.
+void mark_nested(EpollSet* set);
+
+// epoll_wait for a set with managed members; timeout in ns, negative: for ever. As epoll_pwait(2).
+int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask);
+// Bookkeeping around the kernel's wait for a set that has none (yet): a stream upgraded meanwhile must find the sleeper.
+int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask);
+
+// Makes all registrations of a stream managed. False: one of them cannot be; none is changed then. Called by the thread
+// that takes the upgrade step, both stream locks held, channel and pair in place.
+bool manage_members(Stream* s);
+// Back to the program's own registrations (the peer declined).
+void unmanage_members(Stream* s);
+// The receiving direction has moved: earlier news of the new path may have been looked at and dropped; look again.
+void refresh_members(Stream* s);
+// The last descriptor closed: forgets its registrations, as the kernel does.
+void detach_members(Stream* s);
+
+EpollSet* make_epoll_set(int epfd);  // entered in the table; null: none to be had
+void forget_epoll_fd(EpollSet* set, int fd);
+void share_epoll_fd(EpollSet* set, int fd);  // dup
+void epoll_sets_forget_pair(Pair* pair);
+SpinLock& epoll_sets_lock();
+SpinLock& epoll_members_lock();
+void epoll_sets_forked_child();
+
+}  // namespace mpklink

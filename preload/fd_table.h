@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+// fd -> what this library knows of it. A flat array of words, read without a lock; the memory behind a word is never
+// returned (slabs), so a stale look is harmless: whoever acts on it checks again under the object's lock.
+#pragma once
+#include <cstdint>
+
+#include "shm/atomic.h"
+
+namespace mpklink {
+
+struct Stream;
+struct EpollSet;
+
+class FdTable {
+ public:
+  static constexpr int kMaxFd = 1 << 20;
+
+  Stream* stream(int fd) const { return reinterpret_cast<Stream*>(entry(fd, kStream)); }
+  EpollSet* epoll(int fd) const { return reinterpret_cast<EpollSet*>(entry(fd, kEpoll)); }
+  bool hidden(int fd) const { return word(fd) == kHidden; }
+  bool empty(int fd) const { return word(fd) == 0; }
+
+  // False: the table could not be made or the number is beyond it; the descriptor stays unknown.
+  bool set_stream(int fd, Stream* stream) { return set(fd, reinterpret_cast<std::uintptr_t>(stream) | kStream); }
+  bool set_epoll(int fd, EpollSet* set_) { return set(fd, reinterpret_cast<std::uintptr_t>(set_) | kEpoll); }
+  bool set_hidden(int fd) { return set(fd, kHidden); }
+  void clear(int fd);
+
+  // Highest number ever entered, for the few loops over all.
+  int highest() const { return static_cast<int>(highest_.load_relaxed()); }  // relaxed: a hint for rare loops
+
+ private:
+  enum Tag : std::uintptr_t { kNone = 0, kStream = 1, kEpoll = 2, kHidden = 3, kTagMask = 3 };
+
+  std::uintptr_t word(int fd) const {
+    Atomic<std::uintptr_t>* words = words_;
+    if (words == nullptr || static_cast<unsigned>(fd) >= kMaxFd) return 0;
+    return words[fd].load_acquire();  // SYNC: fd entered
+  }
+  std::uintptr_t entry(int fd, Tag tag) const {
+    const std::uintptr_t w = word(fd);
+    return (w & kTagMask) == tag ? w & ~static_cast<std::uintptr_t>(kTagMask) : 0;
+  }
+  bool set(int fd, std::uintptr_t value);
+  bool allocate();
+
+  Atomic<std::uintptr_t>* words_ = nullptr;
+  Atomic<std::uint32_t> allocating_;
+  Atomic<std::uint32_t> highest_;
+};
+
+FdTable& fd_table();
+
+}  // namespace mpklink

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: MIT
+// fork: the child keeps everything mapped and may use what it inherited, but is a process of its own.
+#pragma once
+
+namespace mpklink {
+
+void before_fork();
+void after_fork_in_parent();
+void after_fork_in_child();
+
+}  // namespace mpklink

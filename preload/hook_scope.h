@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+// What every hook does first.
+#pragma once
+#include "preload/fd_table.h"
+#include "preload/process.h"
+#include "preload/rendezvous.h"
+#include "preload/stream.h"
+
+namespace mpklink {
+
+// The stream behind fd, or null: the kernel's business alone.
+inline Stream* stream_of(int fd) { return fd_table().stream(fd); }
+
+// A new descriptor number: whatever the table knew of it was closed without our seeing it.
+inline int fresh_fd(int fd) {
+  if (fd >= 0 && !fd_table().empty(fd) && !in_foreign_child()) forget_fd(fd);
+  return fd;
+}
+
+}  // namespace mpklink

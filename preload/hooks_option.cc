@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#include <errno.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "preload/export.h"
+#include "preload/hook_scope.h"
+#include "preload/transfer.h"
+
+using namespace mpklink;
+
+namespace {
+
+constexpr int kTcpUlp = 31;  // TCP_ULP, linux/tcp.h
+
+// An option that only the kernel's path can honour: the stream stays there.
+void note_option(Stream* s, int level, int name, const void* value, socklen_t size) {
+  int number = 0;
+  if (value != nullptr && size >= sizeof number) memcpy(&number, value, sizeof number);
+  if (level == SOL_SOCKET && name == SO_RCVLOWAT && number > 1) make_plain(s, Reason::kLowat);
+  if (level == SOL_SOCKET && name == SO_ZEROCOPY && number != 0) make_plain(s, Reason::kZeroCopy);
+  if (level == IPPROTO_TCP && name == kTcpUlp) make_plain(s, Reason::kUlp);
+  if (level == IPPROTO_TCP && name == TCP_REPAIR) make_plain(s, Reason::kRepair);
+  if (level != SOL_SOCKET || value == nullptr || size < sizeof(timeval)) return;
+  timeval time = {};
+  memcpy(&time, value, sizeof time);
+  const auto ns = static_cast<uint64_t>(time.tv_sec) * 1000000000u + static_cast<uint64_t>(time.tv_usec) * 1000u;
+  if (name == SO_RCVTIMEO) s->receive_timeout_ns.store_release(ns);
+  if (name == SO_SNDTIMEO) s->send_timeout_ns.store_release(ns);
+}
+
+// An error the stream has kept for the program: SO_ERROR reports and clears it, as the kernel's own.
+void add_pending_error(Stream* s, void* value, const socklen_t* size) {
+  s->sticky.fetch_and(~uint32_t{kStickyErr});
+  if (*size < sizeof(int)) return;
+  int number = 0;
+  memcpy(&number, value, sizeof number);
+  if (number != 0) return;
+  number = static_cast<int>(s->pending_error.exchange(0));
+  memcpy(value, &number, sizeof number);
+}
+
+int queue_length(int fd, Stream* s, unsigned long request, int* out) {
+  const int bytes = request == FIONREAD ? unread_bytes(fd, s) : unsent_bytes(fd, s);
+  if (bytes < 0) return -1;
+  *out = bytes;
+  return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+int mpklink_ioctl(int fd, unsigned long request, ...) noexcept {
+  va_list arguments;
+  va_start(arguments, request);
+  void* argument = va_arg(arguments, void*);
+  va_end(arguments);
+  Stream* s = stream_of(fd);
+  if (s == nullptr) return real().ioctl(fd, request, argument);
+  const bool is_managed = managed(state_of(s));
+  if (is_managed && argument != nullptr && (request == FIONREAD || request == TIOCOUTQ)) {
+    return queue_length(fd, s, request, static_cast<int*>(argument));
+  }
+  const int result = real().ioctl(fd, request, argument);
+  if (result != 0 || argument == nullptr) return result;
+  if (request == FIONBIO) s->nonblocking.store_release(*static_cast<int*>(argument) != 0);
+  if (request == FIOASYNC && *static_cast<int*>(argument) != 0) make_plain(s, Reason::kAsync);
+  return result;
+}
+
+int mpklink_getsockopt(int fd, int level, int name, void* value, socklen_t* size) noexcept {
+  const int result = real().getsockopt(fd, level, name, value, size);
+  if (result != 0 || level != SOL_SOCKET || name != SO_ERROR) return result;
+  if (Stream* s = stream_of(fd)) add_pending_error(s, value, size);
+  return result;
+}
+
+int mpklink_setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept {
+  const int result = real().setsockopt(fd, level, name, value, size);
+  if (result != 0) return result;
+  if (Stream* s = stream_of(fd)) note_option(s, level, name, value, size);
+  return result;
+}
+
+}  // extern "C"
+
+MPKLINK_EXPORT(ioctl)
+MPKLINK_EXPORT(getsockopt)
+MPKLINK_EXPORT(setsockopt)

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// Who is at the other end of a TCP connection, as the kernel tells it (sock_diag(7), works unprivileged).
+#pragma once
+#include <sys/socket.h>
+
+#include <cstdint>
+
+namespace mpklink {
+
+struct TcpEnd {
+  std::uint32_t uid;
+  bool orphan;  // no process has it open any more
+};
+
+// The socket whose local address is `peer` and whose peer is `local`. 1: found; 0: there is no such socket; -1: the kernel
+// does not answer (no sock_diag).
+int query_peer(const sockaddr_storage& local, const sockaddr_storage& peer, TcpEnd* out);
+
+// Whether `uid` names one user here. The overflow uid stands for every user that our user namespace does not map; only where
+// all are mapped (the initial namespace) is it the user nobody (user_namespaces(7)).
+bool uid_is_somebody(std::uint32_t uid);
+
+// The peer socket of the connected TCP socket `fd` is gone or open in no process.
+bool peer_is_orphan(int fd);
+
+}  // namespace mpklink

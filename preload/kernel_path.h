@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// Data calls on a stream the kernel still carries: done by the kernel, counted, and followed by the next upgrade step.
+#pragma once
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "preload/hook_scope.h"
+
+namespace mpklink {
+
+inline void end_kernel_call(void* s) { static_cast<Stream*>(s)->kernel_calls.fetch_add(~std::uint32_t{0}); }
+
+enum class Flow { kIn, kOut };
+
+// Runs `call` (a kernel data call on fd) as an operation of candidate `s`. False: the stream became managed meanwhile.
+template <class Call>
+bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result, Call call) {
+  ssize_t n = -1;
+  {
+    s->kernel_calls.fetch_add(1);  // SYNC: kernel_calls, before the look at the state
+    const State state = state_of(s);
+    if (state != State::kCandidate && state != State::kPlain) {
+      end_kernel_call(s);
+      return false;
+    }
+    pthread_cleanup_push(end_kernel_call, s);
+    n = call();
+    if (n > 0 && counts) (flow == Flow::kIn ? s->tcp_received : s->tcp_sent).fetch_add(static_cast<std::uint64_t>(n));
+    pthread_cleanup_pop(1);
+  }
+  if (n > 0) after_operation(fd, s);
+  *result = n;
+  return true;
+}
+
+}  // namespace mpklink

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// Public names of glibc that its headers declare only under _FORTIFY_SOURCE or not at all. Signatures: debug/*_chk.c,
+// include/sys/socket.h of glibc 2.36.
+#pragma once
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/select.h>
+#include <sys/sendfile.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+extern "C" {
+ssize_t __read_chk(int fd, void* buf, size_t n, size_t buf_len);
+ssize_t __recv_chk(int fd, void* buf, size_t n, size_t buf_len, int flags);
+ssize_t __recvfrom_chk(int fd, void* buf, size_t n, size_t buf_len, int flags, struct sockaddr* from, socklen_t* len);
+int __poll_chk(struct pollfd* fds, nfds_t n, int timeout, size_t fds_len);
+int __ppoll_chk(struct pollfd* fds, nfds_t n, const struct timespec* timeout, const sigset_t* mask, size_t fds_len);
+}
+
+// Second public names of the same calls.
+extern "C" decltype(::read) __read;
+extern "C" decltype(::write) __write;
+extern "C" decltype(::send) __send;
+extern "C" decltype(::connect) __connect;
+extern "C" decltype(::close) __close;
+extern "C" decltype(::poll) __poll;
+extern "C" decltype(::select) __select;
+extern "C" decltype(::dup2) __dup2;
+extern "C" decltype(::fcntl) __fcntl;
+extern "C" decltype(::sendmmsg) __sendmmsg;
+extern "C" decltype(::open) __open;
+extern "C" decltype(::open64) __open64;
+extern "C" decltype(::pipe) __pipe;

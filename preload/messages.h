@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+// What goes over the Unix sockets of the rendezvous: fixed-size messages, one per datagram (SOCK_SEQPACKET).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "preload/process.h"
+
+namespace mpklink {
+
+enum class MessageType : std::uint32_t { kHello = 1, kOffer = 2, kBell = 3 };
+
+struct HelloMessage {  // acceptor -> connector
+  MessageType type;
+  std::uint32_t version;
+  ProcessId process;
+};
+constexpr std::uint32_t kOfferBellsMax = 8;
+
+struct OfferMessage {  // connector -> acceptor, with the channel's memfd; for a new pair also its board's and bells
+  MessageType type;
+  std::uint32_t version;
+  ProcessId process;
+  std::uint64_t capacity;
+  std::uint32_t slot;
+  std::uint32_t new_pair;    // 1: a board comes along and this connection becomes the pair's control channel
+  std::uint32_t bell_count;  // bells that come along, behind the memfds: they must be there before anything is accepted
+  std::uint32_t bells[kOfferBellsMax];  // the pollers they belong to
+};
+struct BellMessage {  // either way on the control channel, with one eventfd
+  MessageType type;
+  std::uint32_t poller;
+};
+
+constexpr int kMessageFdsMax = 2 + kOfferBellsMax;
+
+// Non-blocking. False: not sent (errno), nothing half-sent.
+bool send_message(int socket, const void* message, std::size_t size, const int* fds, int count);
+// Non-blocking. False with errno: EAGAIN nothing there yet; EPROTO wrong size, truncated or wrong number of descriptors
+// (all received ones closed); ECONNRESET the peer is gone. On success exactly `count` descriptors are in `fds`.
+bool receive_message(int socket, void* message, std::size_t size, int* fds, int count_min, int* count);
+inline bool receive_message(int socket, void* message, std::size_t size, int* fds, int count) {
+  int got = 0;
+  return receive_message(socket, message, size, fds, count, &got) && got == count;
+}
+
+}  // namespace mpklink

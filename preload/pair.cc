@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: MIT
+#include "preload/pair.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <string.h>
+
+#include "preload/assert.h"
+#include "preload/epoll_set.h"
+#include "preload/fd_table.h"
+#include "preload/log.h"
+#include "preload/messages.h"
+#include "preload/pollers.h"
+
+namespace mpklink {
+namespace {
+
+SpinLock g_pairs_lock;
+Pair* g_pairs[kPairsMax];
+
+bool peer_gone(const Pair* pair) {
+  if (pair->control_fd < 0) return true;
+  char byte = 0;
+  const ssize_t n = real().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return n == 0 || (n < 0 && errno != EAGAIN);
+}
+
+// Reads every bell that has arrived. pair->lock held.
+void drain_control(Pair* pair) {
+  for (;;) {
+    BellMessage message = {};
+    int fd = -1;
+    const int fds_wanted = 1;
+    if (!receive_message(pair->control_fd, &message, sizeof message, &fd, fds_wanted)) return;
+    if (message.type != MessageType::kBell || message.poller >= kPollers || fd < 0) {
+      if (fd >= 0) real().close(fd);
+      continue;
+    }
+    keep_peer_bell(pair, message.poller, fd);
+  }
+}
+
+}  // namespace
+
+void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
+  const int hidden = hide_fd(fd);
+  if (hidden < 0) return;
+  const std::uint32_t old = pair->peer_bell[id].exchange(static_cast<std::uint32_t>(hidden) + 1);
+  if (old != 0) close_hidden(static_cast<int>(old) - 1);
+}
+
+SpinLock& pairs_lock() { return g_pairs_lock; }
+Pair* pair_at(std::uint32_t index) { return g_pairs[index]; }
+
+Pair* find_pair(const ProcessId& peer, std::uint32_t side) {
+  for (Pair* pair : g_pairs) {
+    if (pair == nullptr) return nullptr;
+    if (pair->used && pair->side == side && pair->peer == peer &&
+        pair->generation == process().generation.load_relaxed()) {  // relaxed: changes by fork only
+      return pair;
+    }
+  }
+  return nullptr;
+}
+
+Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board) {
+  for (std::uint32_t i = 0; i < kPairsMax; ++i) {
+    if (g_pairs[i] != nullptr && g_pairs[i]->used) continue;
+    if (g_pairs[i] == nullptr) {
+      void* at = real().sys.mmap(nullptr, sizeof(Pair), PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (at == MAP_FAILED) return nullptr;
+      g_pairs[i] = static_cast<Pair*>(at);  // zeroed; never unmapped, scans look at it without a lock
+    }
+    Pair* pair = g_pairs[i];
+    pair->side = side;
+    pair->index = i;
+    pair->generation = process().generation.load_relaxed();  // relaxed: changes by fork only
+    pair->peer = peer;
+    pair->board = board;
+    pair->control_fd = -1;
+    pair->established = false;
+    pair->streams = 0;
+    pair->postponed = 0;
+    pair->offering = false;
+    pair->offer_bell_count = 0;
+    pair->used = true;
+    return pair;
+  }
+  return nullptr;
+}
+
+void destroy_pair(Pair* pair) {
+  const ErrnoSaver keep;
+  pair->used = false;
+  close_hidden(pair->control_fd);
+  pair->control_fd = -1;
+  for (auto& bell : pair->peer_bell) {
+    if (bell.load_relaxed() == 0) continue;  // relaxed: nobody else uses a pair without streams
+    close_hidden(static_cast<int>(bell.exchange(0)) - 1);
+  }
+  memset(pair->bell_sent, 0, sizeof pair->bell_sent);
+  for (auto& word : pair->slots_taken) word.store_relaxed(0);
+  epoll_sets_forget_pair(pair);  // from here on no scan looks at the board
+  process().guard.unmap(real().sys, reinterpret_cast<unsigned char*>(pair->board));
+  pair->board = nullptr;
+}
+
+void release_pair(Pair* pair) {
+  MPKLINK_ASSERT(pair->streams, >, 0u);
+  if (--pair->streams == 0 && (!pair->established || peer_gone(pair))) destroy_pair(pair);
+}
+
+void collect_pairs() {
+  for (Pair* pair : g_pairs) {
+    if (pair == nullptr) return;
+    if (pair->used && pair->streams == 0 && peer_gone(pair)) destroy_pair(pair);
+  }
+}
+
+int take_slot(Pair* pair, Stream* stream) {
+  for (std::uint32_t w = 0; w < kSlots / 64; ++w) {
+    std::uint64_t taken = pair->slots_taken[w].load_relaxed();  // relaxed: the fetch_or decides
+    while (taken != ~std::uint64_t{0}) {
+      const std::uint64_t bit = std::uint64_t{1} << __builtin_ctzll(~taken);
+      taken = pair->slots_taken[w].fetch_or(bit);
+      if (taken & bit) continue;
+      const std::uint32_t slot = w * 64 + static_cast<std::uint32_t>(__builtin_ctzll(bit));
+      pair->stream_of_slot[slot].store_release(reinterpret_cast<std::uintptr_t>(stream));
+      return static_cast<int>(slot);
+    }
+  }
+  return -1;
+}
+
+void give_slot(Pair* pair, const Stream* stream) {
+  // The acceptor's number may have been given to a newer stream by now: the connector closed first.
+  auto expected = reinterpret_cast<std::uintptr_t>(stream);
+  pair->stream_of_slot[stream->slot].compare_exchange(expected, 0);
+  if (pair->side == 0) pair->slots_taken[stream->slot / 64].fetch_and(~(std::uint64_t{1} << (stream->slot % 64)));
+}
+
+int peer_bell(Pair* pair, std::uint32_t id) {
+  std::uint32_t known = pair->peer_bell[id].load_acquire();
+  if (known == 0 && pair->generation == process().generation.load_relaxed()) {  // relaxed: changes by fork only
+    const ErrnoSaver keep;
+    const LockGuard guard(pair->lock);
+    drain_control(pair);
+    known = pair->peer_bell[id].load_acquire();
+  }
+  return static_cast<int>(known) - 1;
+}
+
+bool send_bell(Pair* pair, std::uint32_t id, int bell_fd) {
+  const std::uint64_t bit = std::uint64_t{1} << (id % 64);
+  const ErrnoSaver keep;
+  const LockGuard guard(pair->lock);
+  if (pair->bell_sent[id / 64] & bit) return true;
+  if (pair->offering) {
+    if (pair->offer_bell_count == kOfferBellsMax) return false;
+    pair->offer_bells[pair->offer_bell_count++] = id;
+    pair->bell_sent[id / 64] |= bit;
+    return true;
+  }
+  BellMessage message = {};
+  message.type = MessageType::kBell;
+  message.poller = id;
+  if (!send_message(pair->control_fd, &message, sizeof message, &bell_fd, 1)) return false;
+  pair->bell_sent[id / 64] |= bit;
+  return true;
+}
+
+// The child has the mappings, to use streams it inherited, but neither speaks nor listens on the parent's channels.
+void pairs_forked_child() {
+  for (Pair* pair : g_pairs) {
+    if (pair == nullptr) return;
+    pair->lock.reset();
+    if (!pair->used) continue;
+    close_hidden(pair->control_fd);
+    pair->control_fd = -1;
+  }
+}
+
+void Wakeups::collect(Stream* s) {
+  pair_ = s->pair;
+  const std::uint32_t theirs = 1 - s->side;
+  // relaxed: behind the fence of the publish before this call (SYNC: waiters registered)
+  const std::uint64_t ids = s->channel->waiters[theirs].ids.load_relaxed();
+  BoardSide& side = pair_->board->side[theirs];
+  for (unsigned i = 0; i < kWaitersMax && (ids >> (16 * i)) != 0; ++i) {
+    const std::uint32_t field = waiter_at(ids, i);
+    if (field == 0 || field > kPollers) continue;
+    const std::uint32_t id = field - 1;
+    if (id < kBitmapPollers) mark_ready(&side.ready[id], s->slot);
+    if (take_armed(&side.armed[id])) ids_[count_++] = id;
+  }
+}
+
+void Wakeups::ring() {
+  for (std::uint32_t i = 0; i < count_; ++i) {
+    const ErrnoSaver keep;
+    const int bell = peer_bell(pair_, ids_[i]);
+    if (bell < 0) {
+      log(LogLevel::kWarn, "the bell of poller {} of the peer is not to be had", ids_[i]);
+      continue;
+    }
+    const std::uint64_t one = 1;
+    process().counters.bells.fetch_add(1);
+    if (real().write(bell, &one, sizeof one) < 0 && errno == EAGAIN) {
+      // The counter is full (only a hostile peer gets it there): empty it, or the edge would not come.
+      std::uint64_t drained = 0;
+      if (real().read(bell, &drained, sizeof drained) >= 0 && real().write(bell, &one, sizeof one) < 0) continue;
+    }
+  }
+}
+
+}  // namespace mpklink

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+// This process and one peer process: the board they share, the control channel that carries bells, the peer's bells.
+#pragma once
+#include <cstdint>
+
+#include "preload/process.h"
+#include "preload/stream.h"
+#include "shm/ready.h"
+
+namespace mpklink {
+
+struct Pair {
+  bool used;
+  std::uint32_t side;   // ours on the board
+  std::uint32_t index;  // in the table of pairs
+  std::uint32_t generation;  // process().generation of its maker: a forked child must not use its control channel
+  ProcessId peer;
+  Board* board;
+  int control_fd;
+  bool established;     // the peer has accepted a stream on it
+  std::uint32_t streams;
+  std::uint32_t postponed;  // upgrades that waited for it to be established
+  SpinLock lock;        // control channel, bell tables
+  Atomic<std::uint64_t> slots_taken[kSlots / 64];  // side 0 hands them out
+  Atomic<std::uintptr_t> stream_of_slot[kSlots];
+  Atomic<std::uint32_t> peer_bell[kPollers];       // fd + 1
+  std::uint64_t bell_sent[kPollers / 64];          // our pollers whose bell the peer has
+  bool offering;                                   // new: bells go with the offer, which opens the control channel
+  std::uint32_t offer_bell_count;
+  std::uint32_t offer_bells[8];
+};
+
+constexpr std::uint32_t kPairsMax = 1024;
+
+// All of these under pairs_lock().
+SpinLock& pairs_lock();
+Pair* find_pair(const ProcessId& peer, std::uint32_t side);
+Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board);  // null: limit or no memory
+void release_pair(Pair* pair);   // one stream less; the last one lets the pair be collected when the peer is gone
+void collect_pairs();            // frees the pairs without streams whose peer is gone
+void destroy_pair(Pair* pair);
+Pair* pair_at(std::uint32_t index);
+
+int take_slot(Pair* pair, Stream* stream);  // -1: none free
+void give_slot(Pair* pair, const Stream* stream);
+
+// The peer's bell of poller `id`, fetched from the control channel when it is new; -1: it cannot be had.
+int peer_bell(Pair* pair, std::uint32_t id);
+void keep_peer_bell(Pair* pair, std::uint32_t id, int fd);  // takes the descriptor over
+// Makes sure the peer has the bell of our poller before the poller's number is published. False: it cannot be sent.
+bool send_bell(Pair* pair, std::uint32_t id, int bell_fd);
+
+void pairs_forked_child();
+
+// The pollers of the peer to wake after a publish: collected inside the gate, rung outside of it while the stream's lock
+// still keeps the pair alive (writing to an eventfd does not block).
+class Wakeups {
+ public:
+  // Gate open. Behind a full fence (RingProducer::publish, RingConsumer::publish).
+  void collect(Stream* s);
+  void ring();
+
+ private:
+  Pair* pair_ = nullptr;
+  std::uint32_t count_ = 0;
+  std::uint32_t ids_[kWaitersMax] = {};
+};
+
+}  // namespace mpklink

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT
+// poll over descriptors of which some are streams (select comes here too).
+#include <errno.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+
+#include "preload/epoll_set.h"
+#include "preload/fd_table.h"
+#include "preload/pair.h"
+#include "preload/pollers.h"
+#include "preload/readiness.h"
+#include "preload/spin.h"
+#include "preload/wait.h"
+
+namespace mpklink {
+namespace {
+
+constexpr nfds_t kOnStack = 64;
+constexpr std::int64_t kSlowLookNs = 2000000;     // no bell can reach us for one of the streams
+constexpr std::int64_t kOrphanLookNs = 50000000;  // waiting for space: a peer that dies after its FIN is not told of
+
+struct Entry {
+  Stream* stream;
+  bool pinned;  // managed with a channel; otherwise counted in kernel_calls
+};
+
+// Working memory for one call: on the stack, or mapped when there are many descriptors.
+class Scratch {
+ public:
+  explicit Scratch(nfds_t n) : bytes_((n + 1) * (sizeof(pollfd) + sizeof(Entry))) {
+    void* at = stack_;
+    if (n > kOnStack) {
+      at = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (at == MAP_FAILED) return;
+      mapped_ = true;
+    }
+    entries_ = static_cast<Entry*>(at);
+    kernel_ = reinterpret_cast<pollfd*>(entries_ + n + 1);
+  }
+  ~Scratch() { release(); }
+  void release() {
+    if (mapped_) ::munmap(entries_, bytes_);
+    mapped_ = false;
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  Entry* entries() { return entries_; }
+  pollfd* kernel() { return kernel_; }
+
+ private:
+  std::size_t bytes_;
+  bool mapped_ = false;
+  Entry* entries_ = nullptr;
+  pollfd* kernel_ = nullptr;
+  alignas(16) unsigned char stack_[(kOnStack + 1) * (sizeof(pollfd) + sizeof(Entry))];
+};
+
+std::uint32_t bits(short events) { return static_cast<std::uint32_t>(static_cast<unsigned short>(events)); }
+
+class PollCall {
+ public:
+  PollCall(pollfd* fds, nfds_t n, Scratch* scratch) : fds_(fds), n_(n), scratch_(scratch) {
+    entries_ = scratch->entries();
+    kernel_ = scratch->kernel();
+    enter();
+  }
+  ~PollCall() { leave(); }
+  PollCall(const PollCall&) = delete;
+  PollCall& operator=(const PollCall&) = delete;
+
+  int run(std::int64_t timeout_ns, const sigset_t* mask);
+
+ private:
+  void enter();
+  void leave();
+  static void cancelled(void* self);
+  bool look();
+  void listen();
+  int ask(const timespec* timeout, const sigset_t* mask, nfds_t count);
+  int ask_now(const sigset_t* mask);
+  int sleep(std::int64_t left_ns, const sigset_t* mask, bool* again);
+  int merge();
+  bool spin(std::int64_t left_ns);
+
+  pollfd* fds_;
+  nfds_t n_;
+  Scratch* scratch_;
+  Entry* entries_ = nullptr;
+  pollfd* kernel_ = nullptr;
+  Stream* first_ = nullptr;  // a pinned stream, whose mean gap stands for the call's
+  std::uint32_t poller_ = kNoPoller;
+  int bell_ = -1;
+  bool slow_ = false;
+  bool wants_space_ = false;
+};
+
+// Managed streams with a channel are pinned; streams still on their way are counted, so that no upgrade step overtakes a
+// thread that sleeps on the kernel's socket alone.
+void PollCall::enter() {
+  for (nfds_t i = 0; i < n_; ++i) {
+    kernel_[i] = {fds_[i].fd, fds_[i].events, 0};
+    entries_[i] = {fd_table().stream(fds_[i].fd), false};
+    Stream* s = entries_[i].stream;
+    if (s == nullptr) {
+      if (EpollSet* set = fd_table().epoll(fds_[i].fd)) mark_nested(set);
+      continue;
+    }
+    s->kernel_calls.fetch_add(1);
+    if (!pin(s)) continue;
+    s->kernel_calls.fetch_add(~0u);
+    entries_[i].pinned = true;
+    if (first_ == nullptr) first_ = s;
+    if (bits(fds_[i].events) & (EPOLLOUT | EPOLLWRNORM)) wants_space_ = true;
+  }
+}
+
+void PollCall::leave() {
+  const ErrnoSaver keep;
+  for (nfds_t i = 0; i < n_; ++i) {
+    Stream* s = entries_[i].stream;
+    if (s == nullptr) continue;
+    if (!entries_[i].pinned) {
+      s->kernel_calls.fetch_add(~0u);
+      continue;
+    }
+    if (bell_ >= 0) {
+      const Gate gate;
+      remove_waiter(&s->channel->waiters[s->side].ids, poller_);
+      disarm(&s->pair->board->side[s->pair->side].armed[poller_]);
+    }
+    unpin(s);
+  }
+  if (poller_ != kNoPoller) give_poller(poller_);
+  poller_ = kNoPoller;
+}
+
+void PollCall::cancelled(void* self) {
+  auto* call = static_cast<PollCall*>(self);
+  call->leave();
+  call->scratch_->release();
+}
+
+// Fills the program's revents from the rings, and what the kernel must be asked. One gate. True: something is ready.
+bool PollCall::look() {
+  bool ready = false;
+  const Gate gate;
+  for (nfds_t i = 0; i < n_; ++i) {
+    fds_[i].revents = 0;
+    if (!entries_[i].pinned) continue;
+    const std::uint32_t interest = bits(fds_[i].events);
+    const Readiness r = ring_readiness(entries_[i].stream, interest);
+    const std::uint32_t shown = r.events & (interest | EPOLLERR | EPOLLHUP);
+    fds_[i].revents = static_cast<short>(shown);
+    std::uint32_t ask = interest & (EPOLLIN | EPOLLRDHUP | EPOLLPRI);
+    if (r.ask_kernel & EPOLLOUT) ask |= EPOLLOUT;
+    kernel_[i].events = static_cast<short>(ask);
+    if (shown != 0) ready = true;
+  }
+  return ready;
+}
+
+// Registers this thread with the peers (once) and arms their boards (each time).
+void PollCall::listen() {
+  if (poller_ == kNoPoller && first_ != nullptr) {
+    poller_ = take_poller(false);
+    bell_ = poller_ == kNoPoller ? -1 : bell_of(poller_);
+  }
+  for (nfds_t i = 0; i < n_; ++i) {
+    if (!entries_[i].pinned) continue;
+    Stream* s = entries_[i].stream;
+    const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
+    if (bell_ < 0 || !own || !send_bell(s->pair, poller_, bell_)) {
+      slow_ = true;
+      continue;
+    }
+    const Gate gate;
+    if (!add_waiter(&s->channel->waiters[s->side].ids, poller_)) slow_ = true;
+    arm(&s->pair->board->side[s->pair->side].armed[poller_]);
+  }
+}
+
+// Adds what the kernel said to what the rings said. Returns the number of descriptors with news.
+int PollCall::merge() {
+  int ready = 0;
+  for (nfds_t i = 0; i < n_; ++i) {
+    if (entries_[i].pinned) {
+      note_kernel_events(entries_[i].stream, bits(kernel_[i].revents) & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+    }
+    fds_[i].revents = static_cast<short>(fds_[i].revents | kernel_[i].revents);
+    if (fds_[i].revents != 0) ++ready;
+    kernel_[i].revents = 0;
+  }
+  return ready;
+}
+
+int PollCall::ask_now(const sigset_t* mask) {
+  const timespec now = {};
+  const int n = real().ppoll(kernel_, n_, &now, mask);
+  return n < 0 ? -1 : merge();
+}
+
+int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
+  std::int64_t wait_ns = left_ns;
+  const std::int64_t cap = slow_ ? kSlowLookNs : wants_space_ ? kOrphanLookNs : -1;
+  if (cap >= 0 && (wait_ns < 0 || wait_ns > cap)) wait_ns = cap;
+  const timespec timeout = {wait_ns / 1000000000, wait_ns % 1000000000};
+  nfds_t count = n_;
+  if (bell_ >= 0) kernel_[count++] = {bell_, POLLIN, 0};
+  process().counters.sleeps.fetch_add(1);
+  int n = 0;
+  pthread_cleanup_push(cancelled, this);
+  n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
+  pthread_cleanup_pop(0);
+  if (n < 0) return -1;
+  if (bell_ >= 0 && kernel_[n_].revents != 0) {
+    const ErrnoSaver keep;
+    std::uint64_t drained = 0;
+    if (real().read(bell_, &drained, sizeof drained) < 0) drained = 0;  // another process cannot: it is our own bell
+  }
+  const int ready = merge();
+  *again = ready == 0 && (n > 0 || wait_ns != left_ns);
+  return ready;
+}
+
+bool PollCall::spin(std::int64_t left_ns) {
+  if (first_ == nullptr) return false;
+  std::uint32_t budget = spin_budget_ns(process().settings.spin_us, first_->gap_ns.load_relaxed());  // relaxed: a mean
+  if (left_ns >= 0 && budget > left_ns) budget = static_cast<std::uint32_t>(left_ns);
+  {
+    const Gate gate;
+    publish_cpu(first_->pair, first_->side);
+    if (budget == 0 || !may_spin(first_->pair, first_->side)) return false;
+  }
+  const std::uint64_t start = now_ns();
+  do {
+    for (int round = 0; round < 8; ++round) {
+      if (look()) return true;
+      for (int i = 0; i < 8; ++i) cpu_relax();
+    }
+  } while (now_ns() - start < budget);
+  return false;
+}
+
+int PollCall::run(std::int64_t timeout_ns, const sigset_t* mask) {
+  if (look() || timeout_ns == 0) return ask_now(mask);
+  const std::uint64_t start = now_ns();
+  const bool came = spin(timeout_ns);
+  if (came) process().counters.spin_hits.fetch_add(1);
+  for (bool again = true; again;) {
+    listen();
+    if (look()) return ask_now(mask);
+    std::int64_t left = timeout_ns;
+    if (timeout_ns > 0) {
+      left = timeout_ns - static_cast<std::int64_t>(now_ns() - start);
+      if (left < 0) left = 0;
+    }
+    again = false;
+    const int n = sleep(left, mask, &again);
+    if (first_ != nullptr) {
+      first_->gap_ns.store_relaxed(learn_gap_ns(first_->gap_ns.load_relaxed(), now_ns() - start));  // relaxed: a mean
+    }
+    if (n != 0) return n;
+  }
+  return 0;
+}
+
+}  // namespace
+
+bool poll_concerns_us(const pollfd* fds, nfds_t n) {
+  for (nfds_t i = 0; i < n; ++i) {
+    const Stream* s = fd_table().stream(fds[i].fd);
+    if (s != nullptr && state_of(s) != State::kPlain) return true;
+    if (fd_table().epoll(fds[i].fd) != nullptr) return true;
+  }
+  return false;
+}
+
+int poll_streams(pollfd* fds, nfds_t n, std::int64_t timeout_ns, const sigset_t* mask) {
+  Scratch scratch(n);
+  if (scratch.entries() == nullptr) {
+    errno = ENOMEM;  // as poll(2) when the kernel has none
+    return -1;
+  }
+  return PollCall(fds, n, &scratch).run(timeout_ns, mask);
+}
+
+}  // namespace mpklink

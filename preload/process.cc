@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+#include "preload/process.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "preload/fork.h"
+#include "preload/log.h"
+#include "shm/layout.h"
+#include "shm/pkey.h"
+#include "shm/raw_syscall.h"
+
+namespace mpklink {
+namespace {
+
+Process g_process;
+__thread std::uint32_t t_thread_id __attribute__((tls_model("initial-exec")));
+
+Atomic<std::uint32_t>* g_own_memory;
+
+enum : std::uint32_t { kUndecided = 0, kDeciding = 1, kInForce = 2, kRefused = 3 };
+constexpr std::size_t kStreamSlots = 16384 + 1024;  // channels and boards together
+
+const char* get_environment(const char* name) { return secure_getenv(name); }
+
+void complain(const char* name, const char* value, const char* expected) {
+  // Shown whatever MPKLINK_LOG says short of off: a setting that is not in force must not stay unnoticed.
+  log_line(LogLevel::kError, "{}={} is not understood (expected {}); using the default",
+           fmt::make_format_args(name, value, expected));
+}
+
+int sound_pkey() {
+  struct utsname names = {};
+  if (!cpu_has_ospke() || uname(&names) != 0 || !kernel_pkru_sound(names.release)) return -1;
+  return allocate_pkey();
+}
+
+bool decide_guard() {
+  Process& p = g_process;
+  GuardMode mode = GuardMode::kOff;
+  int key = -1;
+  const GuardSetting wanted = p.settings.guard;
+  if (wanted == GuardSetting::kMprotect) mode = GuardMode::kMprotect;
+  if (wanted == GuardSetting::kAuto || wanted == GuardSetting::kPkey || wanted == GuardSetting::kRequire) {
+    key = sound_pkey();
+    if (key > 0) mode = GuardMode::kPkey;
+  }
+  if (mode == GuardMode::kOff && (wanted == GuardSetting::kRequire || wanted == GuardSetting::kPkey)) return false;
+  p.guard.set_mode(mode, key);
+  log(LogLevel::kInfo, "guard: {}", guard_mode_name(mode));
+  return true;
+}
+
+bool reserve_range() {
+  std::size_t largest = channel_bytes(g_process.settings.ring_bytes);
+  const std::size_t usual = channel_bytes(Settings().ring_bytes);  // what a peer with default settings will offer
+  if (largest < usual) largest = usual;
+  if (largest < sizeof(Board)) largest = sizeof(Board);
+  return g_process.guard.range().reserve(real().sys, largest + kPage, kStreamSlots);
+}
+
+}  // namespace
+
+Process& process() { return g_process; }
+
+std::uint32_t thread_id() {
+  if (__builtin_expect(t_thread_id == 0, 0)) t_thread_id = static_cast<std::uint32_t>(raw_syscall(SYS_gettid));
+  return t_thread_id;
+}
+
+void mark_own_memory() {
+  if (g_own_memory != nullptr) return;
+  void* at = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) return;
+  auto* word = static_cast<Atomic<std::uint32_t>*>(at);
+  word->store_relaxed(1);
+  if (::madvise(at, kPage, MADV_WIPEONFORK) == 0) g_own_memory = word;  // Linux 4.14
+}
+
+bool in_foreign_child() {
+  if (g_own_memory != nullptr && g_own_memory->load_relaxed() == 0) after_fork_in_child();  // relaxed: one thread here
+  return static_cast<std::uint32_t>(raw_syscall(SYS_getpid)) != g_process.pid.load_relaxed();  // relaxed: changes by fork only
+}
+
+bool ensure_guard(Reason* reason) {
+  Process& p = g_process;
+  std::uint32_t state = p.guard_state.load_acquire();  // SYNC: guard decided
+  if (state == kUndecided && p.guard_state.compare_exchange(state, kDeciding)) {
+    const bool allowed = decide_guard();
+    const bool reserved = allowed && reserve_range();
+    if (allowed && !reserved) {
+      p.guard_state.store_release(kUndecided);  // no memory now; a later stream may find some
+      *reason = Reason::kNoMemory;
+      return false;
+    }
+    state = allowed ? kInForce : kRefused;
+    p.guard_state.store_release(state);  // SYNC: guard decided
+  }
+  if (state == kInForce) return true;
+  *reason = state == kRefused ? Reason::kGuardRequired : Reason::kLimit;
+  return false;
+}
+
+std::uint64_t now_ns() {
+  struct timespec now = {};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1000000000u + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+bool SpinLock::try_lock() {
+  std::uint32_t expected = 0;
+  return owner_.compare_exchange(expected, thread_id());
+}
+
+void SpinLock::lock() {
+  for (unsigned tries = 0; !try_lock(); ++tries) {
+    if (tries < 64) {
+      cpu_relax();
+    } else {
+      sched_yield();  // the owner may wait for this very CPU
+    }
+  }
+}
+
+ErrnoSaver::ErrnoSaver() : saved_(errno) {}
+ErrnoSaver::~ErrnoSaver() { errno = saved_; }
+
+void initialise() {
+  Process& p = g_process;
+  std::uint32_t expected = 0;
+  if (p.initialised.load_acquire() == 2 || !p.initialised.compare_exchange(expected, 1)) return;  // SYNC: settings read
+  const ErrnoSaver keep;
+  p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));
+  p.settings = parse_settings(get_environment, complain);
+  p.initialised.store_release(2);  // SYNC: settings read
+}
+
+void forked_child() {
+  Process& p = g_process;
+  if (g_own_memory != nullptr) g_own_memory->store_relaxed(1);  // relaxed: one thread here
+  t_thread_id = 0;
+  p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));
+  p.generation.fetch_add(1);
+  p.id = {};
+  auto* word = reinterpret_cast<Atomic<std::uint64_t>*>(&p.counters);
+  for (std::size_t i = 0; i < sizeof(Counters) / sizeof(*word); ++i) word[i].store_relaxed(0);
+  p.guard.reset_counters();
+  p.guard.forked_child();
+}
+
+}  // namespace mpklink

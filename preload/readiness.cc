@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+#include "preload/readiness.h"
+
+#include <sys/epoll.h>
+
+namespace mpklink {
+namespace {
+
+std::uint32_t sticky_events(std::uint32_t sticky) {
+  std::uint32_t events = 0;
+  if (sticky & kStickyRdhup) events |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+  if (sticky & kStickyHup) events |= EPOLLIN | EPOLLHUP | EPOLLOUT;
+  if (sticky & kStickyErr) events |= EPOLLERR | EPOLLIN | EPOLLOUT;
+  return events;
+}
+
+Path path_of(const Atomic<std::uint32_t>& word) { return static_cast<Path>(word.load_relaxed()); }  // relaxed: a look
+
+void look_at_input(Stream* s, Readiness* r) {
+  if (s->channel == nullptr || path_of(s->core->receive.path) != Path::kRing) {
+    r->ask_kernel |= EPOLLIN;
+    return;
+  }
+  RingConsumer consumer = consumer_of(s);
+  // A lie is reported as an error by the read that the program will do now.
+  if (!consumer.refresh() || consumer.available() > 0) {
+    r->events |= EPOLLIN | EPOLLRDNORM;
+  } else if ((s->sticky.load_relaxed() & kStickyIn) != 0 ||           // relaxed: a look
+             incoming(s).producer.ring_end.load_acquire() != 0) {  // SYNC: ring_end
+    r->ask_kernel |= EPOLLIN;
+  }
+}
+
+void look_at_output(Stream* s, Readiness* r) {
+  const bool ring = s->channel != nullptr && path_of(s->core->send.path) == Path::kRing;
+  if (!ring || s->send_over_tcp.load_relaxed()) {  // relaxed: a look
+    r->ask_kernel |= EPOLLOUT;
+    return;
+  }
+  RingProducer producer = producer_of(s);
+  bool corrupt = !producer.refresh();
+  const bool closed = outgoing(s).consumer.closed.load_relaxed() != 0;  // relaxed: behind the acquire in refresh
+  if (corrupt || closed || producer.writable() || producer.wish_space(&corrupt) || corrupt) r->events |= EPOLLOUT | EPOLLWRNORM;
+}
+
+}  // namespace
+
+Readiness ring_readiness(Stream* s, std::uint32_t interest) {
+  Readiness r;
+  if (interest & (EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) look_at_input(s, &r);
+  if (interest & (EPOLLOUT | EPOLLWRNORM)) look_at_output(s, &r);
+  const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: set before this thread was sent to look
+  r.events |= sticky_events(sticky);
+  if (s->pending_error.load_relaxed() != 0) r.events |= EPOLLERR | EPOLLIN | EPOLLOUT;
+  return r;
+}
+
+std::uint32_t kernel_readiness(Stream* s, int fd, std::uint32_t ask) {
+  pollfd p = {fd, static_cast<short>(POLLRDHUP | (ask & EPOLLIN ? POLLIN : 0) | (ask & EPOLLOUT ? POLLOUT : 0)), 0};
+  const ErrnoSaver keep;
+  const int n = real().poll(&p, 1, 0);
+  const auto revents = n <= 0 ? 0u : static_cast<std::uint32_t>(static_cast<unsigned short>(p.revents));
+  // Not readable now: the edge we remember was for bytes that have been taken. A later one will be told anew.
+  if ((ask & EPOLLIN) && !(revents & EPOLLIN)) s->sticky.fetch_and(~std::uint32_t{kStickyIn});
+  note_kernel_events(s, revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+  return revents;
+}
+
+void note_kernel_events(Stream* s, std::uint32_t events) {
+  std::uint32_t sticky = 0;
+  if (events & EPOLLIN) sticky |= kStickyIn;
+  if (events & EPOLLRDHUP) sticky |= kStickyRdhup;
+  if (events & EPOLLHUP) sticky |= kStickyHup;
+  if (events & EPOLLERR) sticky |= kStickyErr;
+  if ((s->sticky.load_relaxed() & sticky) != sticky) s->sticky.fetch_or(sticky);  // relaxed: the or decides
+}
+
+}  // namespace mpklink

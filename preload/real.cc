@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+#include "preload/real.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/syscall.h>
+
+#include "shm/atomic.h"
+#include "shm/raw_syscall.h"
+
+namespace mpklink {
+namespace {
+
+enum : std::uint32_t { kUnresolved = 0, kResolving = 1, kResolved = 2 };
+
+RealCalls g_real = {};
+Atomic<std::uint32_t> g_resolved;
+
+long raw(long number, long a = 0, long b = 0, long c = 0, long d = 0) {
+  const long result = raw_syscall(number, a, b, c, d);
+  if (result >= 0) return result;
+  errno = static_cast<int>(-result);
+  return -1;
+}
+
+// What an allocator may call while dlsym resolves for us (it allocates, the allocator opens /proc or /sys files): bound to
+// system calls first, so that no hook is ever without an original.
+int early_open(const char* path, int flags, ...) {
+  va_list args;
+  va_start(args, flags);
+  const int mode = va_arg(args, int);
+  va_end(args);
+  return static_cast<int>(raw(SYS_openat, AT_FDCWD, reinterpret_cast<long>(path), flags, mode));
+}
+int early_openat(int dir, const char* path, int flags, ...) {
+  va_list args;
+  va_start(args, flags);
+  const int mode = va_arg(args, int);
+  va_end(args);
+  return static_cast<int>(raw(SYS_openat, dir, reinterpret_cast<long>(path), flags, mode));
+}
+ssize_t early_read(int fd, void* to, size_t n) {
+  return raw(SYS_read, fd, reinterpret_cast<long>(to), static_cast<long>(n));
+}
+ssize_t early_write(int fd, const void* from, size_t n) {
+  return raw(SYS_write, fd, reinterpret_cast<long>(from), static_cast<long>(n));
+}
+int early_close(int fd) { return static_cast<int>(raw(SYS_close, fd)); }
+int early_fcntl(int fd, int command, ...) {
+  va_list args;
+  va_start(args, command);
+  const long arg = va_arg(args, long);
+  va_end(args);
+  return static_cast<int>(raw(SYS_fcntl, fd, command, arg));
+}
+int early_ioctl(int fd, unsigned long request, ...) noexcept {
+  va_list args;
+  va_start(args, request);
+  const long arg = va_arg(args, long);
+  va_end(args);
+  return static_cast<int>(raw(SYS_ioctl, fd, static_cast<long>(request), arg));
+}
+
+int add_seals(int fd, int seals) { return static_cast<int>(raw(SYS_fcntl, fd, F_ADD_SEALS, seals)); }
+int get_seals(int fd) { return static_cast<int>(raw(SYS_fcntl, fd, F_GET_SEALS)); }
+
+void bind_early() {
+  g_real.open = g_real.open64 = early_open;
+  g_real.openat = g_real.openat64 = early_openat;
+  g_real.read = early_read;
+  g_real.write = early_write;
+  g_real.close = early_close;
+  g_real.fcntl = g_real.fcntl64 = early_fcntl;
+  g_real.ioctl = early_ioctl;
+}
+
+template <class Function>
+void bind(Function* slot, const char* name) {
+  if (void* found = dlsym(RTLD_NEXT, name)) *slot = reinterpret_cast<Function>(found);
+}
+
+void resolve() {
+  bind_early();
+#define HOOK(name, group) bind(&g_real.name, #name);
+#include "preload/interpose.def"
+  g_real.sys = {g_real.memfd_create, ::ftruncate, ::fchmod,   ::fstat,    add_seals,
+                get_seals,           ::mmap,      ::munmap,   ::mprotect, ::madvise};
+}
+
+}  // namespace
+
+const RealCalls& real() {
+  if (__builtin_expect(g_resolved.load_acquire() == kResolved, 1)) return g_real;  // SYNC: originals resolved
+  std::uint32_t expected = kUnresolved;
+  const int saved_errno = errno;
+  if (g_resolved.compare_exchange(expected, kResolving)) {
+    resolve();
+    g_resolved.store_release(kResolved);  // SYNC: originals resolved
+  }
+  // Still resolving: we are inside our own dlsym, or a second thread is this early; the early calls serve both.
+  errno = saved_errno;
+  return g_real;
+}
+
+RealCalls& real_for_test() {
+  real();
+  return g_real;
+}
+
+void real_exit(int status) {
+  for (;;) raw(SYS_exit_group, status);
+}
+
+}  // namespace mpklink

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+// How the two ends of a TCP connection find each other and agree on a channel (DESIGN section 3). Every step is taken inside an
+// operation that the program makes anyway, is non-blocking, and leaves the stream on TCP when anything is in doubt.
+#pragma once
+#include "preload/stream.h"
+
+namespace mpklink {
+
+// After an operation that moved bytes of a stream that is not shared yet: takes the next upgrade step when one is due.
+void after_operation(int fd, Stream* s);
+
+SpinLock& rendezvous_lock();
+
+}  // namespace mpklink

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+// select in terms of poll.
+#pragma once
+#include <sys/select.h>
+
+#include <cstdint>
+
+namespace mpklink {
+
+bool select_concerns_us(int n, const fd_set* in, const fd_set* out, const fd_set* except);
+int select_streams(int n, fd_set* in, fd_set* out, fd_set* except, std::int64_t timeout_ns, const sigset_t* mask);
+
+}  // namespace mpklink

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT
+#include "preload/settings.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace mpklink {
+namespace {
+
+struct Parser {
+  const char* (*get)(const char*);
+  void (*complain)(const char*, const char*, const char*);
+
+  // The value when it is set and not empty.
+  const char* value(const char* name) const {
+    const char* text = get(name);
+    return text != nullptr && *text != '\0' ? text : nullptr;
+  }
+
+  template <class Enum, std::size_t N>
+  void choice(const char* name, const char* const (&words)[N], Enum* out, const char* expected) const {
+    const char* text = value(name);
+    if (text == nullptr) return;
+    for (std::size_t i = 0; i < N; ++i) {
+      if (std::strcmp(text, words[i]) == 0) {
+        *out = static_cast<Enum>(i);
+        return;
+      }
+    }
+    complain(name, text, expected);
+  }
+
+  bool number(const char* name, const char* text, unsigned long max, unsigned long* out, const char* expected) const {
+    char* end = nullptr;
+    const unsigned long parsed = std::strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end != '\0' || parsed > max) {
+      complain(name, text, expected);
+      return false;
+    }
+    *out = parsed;
+    return true;
+  }
+};
+
+constexpr std::uint64_t kRingMaxKib = 65536;
+
+std::uint64_t power_of_two_at_least(std::uint64_t n) {
+  std::uint64_t p = 8;
+  while (p < n) p *= 2;
+  return p;
+}
+
+// KiB, or bytes with the suffix B: the tests need rings of a few bytes.
+void parse_ring(const Parser& parser, Settings* settings) {
+  static const char kExpected[] = "a size in KiB from 1 to 65536, or in bytes as in 64B";
+  const char* text = parser.value("MPKLINK_RING_KIB");
+  if (text == nullptr) return;
+  char digits[16] = "";
+  const std::size_t n = std::strlen(text);
+  const bool bytes = n > 1 && n < sizeof digits && text[n - 1] == 'B';
+  if (bytes) std::memcpy(digits, text, n - 1);
+  unsigned long parsed = 0;
+  if (!parser.number("MPKLINK_RING_KIB", bytes ? digits : text, bytes ? kRingMaxKib * 1024 : kRingMaxKib, &parsed,
+                     kExpected)) {
+    return;
+  }
+  if (parsed == 0) {
+    parser.complain("MPKLINK_RING_KIB", text, kExpected);
+    return;
+  }
+  settings->ring_bytes = power_of_two_at_least(bytes ? parsed : parsed * 1024);
+}
+
+void parse_peers(const Parser& parser, Settings* settings) {
+  static const char kExpected[] = "verified, same-uid, any, or up to 16 user numbers separated by commas";
+  const char* text = parser.value("MPKLINK_PEERS");
+  if (text == nullptr) return;
+  if (std::strcmp(text, "verified") == 0) {
+    settings->peers = PeerPolicy::kVerified;
+    return;
+  }
+  if (std::strcmp(text, "same-uid") == 0) {
+    settings->peers = PeerPolicy::kSameUid;
+    return;
+  }
+  if (std::strcmp(text, "any") == 0) {
+    settings->peers = PeerPolicy::kAny;
+    return;
+  }
+  std::size_t count = 0;
+  const char* at = text;
+  while (count < Settings::kListMax) {
+    char* end = nullptr;
+    if (*at < '0' || *at > '9') break;
+    settings->peer_uids[count++] = static_cast<std::uint32_t>(std::strtoul(at, &end, 10));
+    if (*end == '\0') {
+      settings->peer_uid_count = count;
+      settings->peers = PeerPolicy::kList;
+      return;
+    }
+    if (*end != ',') break;
+    at = end + 1;
+  }
+  // Not understood: the stricter reading. A typo in a list of users must not let more users in than were meant.
+  settings->peers = PeerPolicy::kSameUid;
+  parser.complain("MPKLINK_PEERS", text, kExpected);
+}
+
+// "8080,9000-9100" allows only these; "!22,!6000-6010" allows all but these; the first match decides.
+void parse_ports(const Parser& parser, Settings* settings) {
+  static const char kExpected[] = "up to 16 ports or ranges separated by commas, each denied with a leading !";
+  const char* text = parser.value("MPKLINK_PORTS");
+  if (text == nullptr) return;
+  std::size_t count = 0;
+  for (const char* at = text; count < Settings::kListMax;) {
+    const bool allow = *at != '!';
+    if (!allow) ++at;
+    char* end = nullptr;
+    if (*at < '0' || *at > '9') break;
+    const unsigned long first = std::strtoul(at, &end, 10);
+    unsigned long last = first;
+    if (*end == '-') {
+      at = end + 1;
+      if (*at < '0' || *at > '9') break;
+      last = std::strtoul(at, &end, 10);
+    }
+    if (first > last || last > 65535) break;
+    settings->ports[count++] = {static_cast<std::uint16_t>(first), static_cast<std::uint16_t>(last), allow};
+    if (*end == '\0') {
+      settings->port_count = count;
+      return;
+    }
+    if (*end != ',') break;
+    at = end + 1;
+  }
+  parser.complain("MPKLINK_PORTS", text, kExpected);
+}
+
+void parse_numbers(const Parser& parser, Settings* settings) {
+  unsigned long parsed = 0;
+  const char* warmup = parser.value("MPKLINK_WARMUP");
+  if (warmup != nullptr && parser.number("MPKLINK_WARMUP", warmup, 1000000, &parsed, "a number of operations")) {
+    settings->warmup = static_cast<unsigned>(parsed);
+  }
+  const char* spin = parser.value("MPKLINK_SPIN_US");
+  if (spin == nullptr) return;
+  if (std::strcmp(spin, "auto") == 0) {
+    settings->spin_us = -1;
+  } else if (parser.number("MPKLINK_SPIN_US", spin, 1000000, &parsed, "auto or a number of microseconds")) {
+    settings->spin_us = static_cast<int>(parsed);
+  }
+}
+
+// A profile sets what the settings after it may override.
+void apply_profile(const Parser& parser, Settings* settings) {
+  enum class Profile { kSafe, kBalanced, kLatency } profile = Profile::kBalanced;
+  static const char* const kProfiles[] = {"safe", "balanced", "latency"};
+  parser.choice("MPKLINK_PROFILE", kProfiles, &profile, "safe, balanced or latency");
+  if (profile == Profile::kSafe) {
+    settings->peers = PeerPolicy::kSameUid;
+    settings->spin_us = 0;
+    settings->warmup = 8;
+  } else if (profile == Profile::kLatency) {
+    settings->spin_us = kSpinMaxUs;
+    settings->warmup = 0;
+  }
+}
+
+}  // namespace
+
+bool Settings::port_allowed(std::uint16_t port) const {
+  bool default_allow = true;
+  for (std::size_t i = 0; i < port_count; ++i) {
+    if (port >= ports[i].first && port <= ports[i].last) return ports[i].allow;
+    if (ports[i].allow) default_allow = false;
+  }
+  return default_allow;
+}
+
+Settings parse_settings(const char* (*get)(const char*), void (*complain)(const char*, const char*, const char*)) {
+  Settings settings;
+  const Parser parser{get, complain};
+  apply_profile(parser, &settings);
+  static const char* const kGuards[] = {"auto", "pkey", "mprotect", "off", "require"};
+  parser.choice("MPKLINK_GUARD", kGuards, &settings.guard, "auto, pkey, mprotect, off or require");
+  static const char* const kLevels[] = {"off", "error", "warn", "info", "debug"};
+  parser.choice("MPKLINK_LOG", kLevels, &settings.log, "off, error, warn, info or debug");
+  parse_ring(parser, &settings);
+  parse_numbers(parser, &settings);
+  parse_peers(parser, &settings);
+  parse_ports(parser, &settings);
+  const char* disable = parser.value("MPKLINK_DISABLE");
+  if (disable != nullptr) {
+    settings.disabled = std::strcmp(disable, "0") != 0;
+    if (std::strcmp(disable, "0") != 0 && std::strcmp(disable, "1") != 0) parser.complain("MPKLINK_DISABLE", disable, "0 or 1");
+  }
+  const char* stats = parser.value("MPKLINK_STATS");
+  if (stats != nullptr) {
+    if (std::strlen(stats) < sizeof settings.stats_path) {
+      std::strcpy(settings.stats_path, stats);
+    } else {
+      parser.complain("MPKLINK_STATS", stats, "a path below 512 bytes");
+    }
+  }
+  return settings;
+}
+
+}  // namespace mpklink

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: MIT
+#include "preload/stream.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#include "preload/assert.h"
+#include "preload/epoll_set.h"
+#include "preload/fd_table.h"
+#include "preload/pair.h"
+#include "preload/pollers.h"
+
+namespace mpklink {
+
+Stream* g_stream_chunks[kStreamChunks];
+
+namespace {
+
+SpinLock g_slab_lock;
+Stream* g_free_streams = nullptr;
+
+bool add_chunk() {
+  for (Stream*& chunk : g_stream_chunks) {
+    if (chunk != nullptr) continue;
+    void* at = ::mmap(nullptr, sizeof(Stream) * kStreamChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) return false;
+    chunk = static_cast<Stream*>(at);
+    for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
+      chunk[i].next_free = g_free_streams;
+      g_free_streams = &chunk[i];
+    }
+    return true;
+  }
+  return false;
+}
+
+// A signal handler that calls socket() while its thread is in here gets an untracked socket, not a deadlock.
+bool lock_slab() {
+  if (g_slab_lock.held_by_this_thread()) return false;
+  g_slab_lock.lock();
+  return true;
+}
+
+void set_state(Stream* s, State state) { s->state.store_release(static_cast<std::uint32_t>(state)); }
+
+void reset_stream(Stream* s) {
+  s->core = nullptr;
+  s->channel = nullptr;
+  s->pair = nullptr;
+  s->connector = false;
+  s->tries = 0;
+  s->rendezvous_fd = -1;
+  s->rendezvous_step = 0;
+  s->members = nullptr;
+  s->ring_tx_base = s->ring_rx_base = 0;
+  Atomic<std::uint32_t>* const words[] = {
+      &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported,
+      &s->sends_after_fin, &s->gap_ns, &s->operations, &s->kernel_calls, &s->next_try, &s->fds};
+  for (auto* word : words) word->store_relaxed(0);
+  Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received};
+  for (auto* word : wide) word->store_relaxed(0);
+}
+
+void account_tcp_bytes(Stream* s) {
+  process().counters.tcp_tx.fetch_add(s->tcp_sent.exchange(0));
+  process().counters.tcp_rx.fetch_add(s->tcp_received.exchange(0));
+}
+
+void free_stream(Stream* s) {
+  account_tcp_bytes(s);
+  set_state(s, State::kFree);
+  if (!lock_slab()) return;  // lost: one slot, in a handler that closes a socket while socket() is interrupted
+  s->next_free = g_free_streams;
+  g_free_streams = s;
+  g_slab_lock.unlock();
+}
+
+// The peer's producer may sleep on space that will never come, and its next send must meet TCP's answer.
+void tell_peer_we_closed(Stream* s, bool* unread) {
+  Wakeups wakeups;
+  {
+    const Gate gate;
+    RingConsumer consumer = consumer_of(s);
+    *unread = !consumer.refresh() || consumer.available() > 0;
+    Direction& in = incoming(s);
+    in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
+    wakeups.collect(s);
+  }
+  wakeups.ring();
+}
+
+void close_managed(int fd, Stream* s) {
+  s->send_lock.lock();
+  s->receive_lock.lock();
+  bool unread = false;
+  if (s->channel != nullptr && !s->forked.load_relaxed()) {  // relaxed: set with both locks held
+    bool theirs = true;
+    if (state_of(s) == State::kOffered) {
+      const Gate gate;
+      std::uint32_t expected = kOffered;
+      theirs = !s->channel->accept_state.compare_exchange(expected, kWithdrawn);
+    }
+    if (theirs) tell_peer_we_closed(s, &unread);
+  }
+  if (unread) {
+    // close(2) with unread data is a reset (RFC 1122 4.2.2.13); the kernel does not know of the bytes in the ring.
+    const linger reset = {1, 0};
+    real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  }
+  set_state(s, State::kPlain);  // whoever waits for the locks finds nothing to do here
+  if (s->channel != nullptr) drop_channel(s);
+  s->receive_lock.unlock();
+  s->send_lock.unlock();
+}
+
+}  // namespace
+
+State state_of(const Stream* s) { return static_cast<State>(s->state.load_acquire()); }
+
+Stream* make_stream(State state) {
+  if (!lock_slab()) return nullptr;
+  Stream* s = nullptr;
+  if (g_free_streams != nullptr || add_chunk()) {
+    s = g_free_streams;
+    g_free_streams = s->next_free;
+  }
+  g_slab_lock.unlock();
+  if (s == nullptr) return nullptr;
+  reset_stream(s);
+  set_state(s, state);
+  return s;
+}
+
+void enter_stream(int fd, Stream* stream) {
+  stream->fds.fetch_add(1);
+  if (!fd_table().set_stream(fd, stream)) free_stream(stream);
+}
+
+void count_plain(Reason reason) { process().counters.plain[static_cast<unsigned>(reason)].fetch_add(1); }
+
+void make_plain(Stream* stream, Reason reason) {
+  std::uint32_t expected = static_cast<std::uint32_t>(State::kCandidate);
+  const auto plain = static_cast<std::uint32_t>(State::kPlain);
+  if (stream->state.compare_exchange(expected, plain)) {
+    count_plain(reason);
+    return;
+  }
+  // A socket not connected yet: what it will carry stays on TCP all the same.
+  expected = static_cast<std::uint32_t>(State::kFresh);
+  if (stream->state.compare_exchange(expected, plain)) count_plain(reason);
+}
+
+RingProducer producer_of(Stream* s) {
+  Direction& out = outgoing(s);
+  auto* base = reinterpret_cast<unsigned char*>(s->channel);
+  return {&out.producer, &out.consumer, &s->core->producer, base + ring_offset(s->capacity, s->side), s->capacity};
+}
+
+RingConsumer consumer_of(Stream* s) {
+  Direction& in = incoming(s);
+  const auto* base = reinterpret_cast<const unsigned char*>(s->channel);
+  return {&in.consumer, &in.producer, &s->core->consumer, base + ring_offset(s->capacity, 1 - s->side), s->capacity};
+}
+
+bool pin(Stream* s) {
+  s->pins.fetch_add(1);
+  const State state = state_of(s);
+  if ((state == State::kOffered || state == State::kShared) && s->channel != nullptr) return true;
+  unpin(s);
+  return false;
+}
+
+void became_shared(Stream* s) {
+  auto expected = static_cast<std::uint32_t>(State::kOffered);
+  if (!s->state.compare_exchange(expected, static_cast<std::uint32_t>(State::kShared))) return;
+  process().counters.upgraded.fetch_add(1);
+  s->pair->established = true;  // a plain flag: only ever set, read under pairs_lock or as a hint
+}
+
+void account_ring_bytes(Stream* s) {
+  const Gate gate;
+  const std::uint64_t sent = s->core->producer.tail.load_relaxed();  // relaxed: a statistic
+  const std::uint64_t received = s->core->consumer.head.load_relaxed();
+  process().counters.ring_tx.fetch_add(sent - s->ring_tx_base);
+  process().counters.ring_rx.fetch_add(received - s->ring_rx_base);
+  s->ring_tx_base = sent;
+  s->ring_rx_base = received;
+}
+
+void drop_channel(Stream* s) {
+  MPKLINK_ASSERT(static_cast<unsigned>(managed(state_of(s)) && state_of(s) != State::kClaimed), ==, 0u);
+  while (s->pins.load_acquire() != 0) sched_yield();  // bounded: pins last as long as a spin
+  account_ring_bytes(s);
+  process().guard.unmap(real().sys, reinterpret_cast<unsigned char*>(s->core));
+  s->core = nullptr;
+  s->channel = nullptr;
+  Pair* pair = s->pair;
+  s->pair = nullptr;
+  give_slot(pair, s);
+  const LockGuard guard(pairs_lock());
+  release_pair(pair);
+}
+
+void before_close(int fd, Stream* s) {
+  const ErrnoSaver keep;
+  detach_members(s);
+  if (managed(state_of(s))) close_managed(fd, s);
+  close_hidden(s->rendezvous_fd);
+  s->rendezvous_fd = -1;
+  free_stream(s);
+}
+
+void forget_fd(int fd) {
+  FdTable& table = fd_table();
+  if (fd < 0 || table.empty(fd)) return;
+  if (Stream* s = table.stream(fd)) {
+    table.clear(fd);
+    if (s->fds.fetch_add(~std::uint32_t{0}) == 1) before_close(fd, s);
+  } else if (EpollSet* set = table.epoll(fd)) {
+    table.clear(fd);
+    forget_epoll_fd(set, fd);
+  } else if (table.hidden(fd)) {
+    table.clear(fd);
+  }
+}
+
+SpinLock& slab_lock() { return g_slab_lock; }
+
+void account_all_streams() {
+  for_each_stream([](Stream* s) {
+    account_tcp_bytes(s);
+    if (s->send_lock.held_by_this_thread() || s->receive_lock.held_by_this_thread()) return;  // exit from a handler
+    const LockGuard send(s->send_lock);
+    const LockGuard receive(s->receive_lock);
+    if (s->channel != nullptr && state_of(s) != State::kClaimed) account_ring_bytes(s);
+  });
+}
+
+void streams_before_fork() {
+  for_each_stream([](Stream* s) {
+    if (state_of(s) == State::kFresh) {
+      s->forked.store_release(1);  // connect() will leave it on TCP
+      return;
+    }
+    make_plain(s, Reason::kForked);
+    if (!managed(state_of(s)) || s->send_lock.held_by_this_thread() || s->receive_lock.held_by_this_thread()) return;
+    // Both locks, so that no operation is half-way when the other process may start its own.
+    s->send_lock.lock();
+    s->receive_lock.lock();
+    if (s->channel != nullptr) s->forked.store_release(1);  // SYNC: forked
+    s->receive_lock.unlock();
+    s->send_lock.unlock();
+  });
+}
+
+
+void streams_forked_child() {
+  for_each_stream([](Stream* s) {
+    s->send_lock.reset();
+    s->receive_lock.reset();
+    s->members_lock.reset();
+    s->pins.store_relaxed(0);
+    s->kernel_calls.store_relaxed(0);
+    close_hidden(s->rendezvous_fd);
+    s->rendezvous_fd = -1;
+    if (s->channel == nullptr) return;
+    const Gate gate;
+    s->ring_tx_base = s->core->producer.tail.load_relaxed();  // relaxed: a statistic
+    s->ring_rx_base = s->core->consumer.head.load_relaxed();
+  });
+}
+
+}  // namespace mpklink

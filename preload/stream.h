@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+// One TCP socket as this process sees it: one object per open file description.
+#pragma once
+#include <cstdint>
+
+#include "preload/process.h"
+#include "shm/handover.h"
+#include "shm/ring.h"
+
+namespace mpklink {
+
+struct Pair;
+struct EpollMember;
+
+enum class State : std::uint32_t {
+  kFree,
+  kFresh,      // made by socket(); not connected as far as we know
+  kCandidate,  // connected; the kernel carries it, operations are counted
+  kPlain,      // TCP for ever
+  // From here on no thread of this process blocks inside a kernel data call on the socket ("managed").
+  kClaimed,    // one thread is taking an upgrade step; it holds both locks
+  kOffered,    // connector: the channel is with the peer
+  kShared,     // accepted: each direction switches when its sender likes
+};
+
+inline bool managed(State s) { return s >= State::kClaimed; }
+
+// What a forked child shares with its parent and the peer must not see or touch: a page of its own in front of the
+// channel, MAP_SHARED | MAP_ANONYMOUS, so that both processes move the same indices, as they do in the kernel.
+struct StreamCore {
+  SendState send;
+  ReceiveState receive;
+  ProducerState producer;
+  ConsumerState consumer;
+  Atomic<std::uint32_t> send_owner;     // thread id; taken besides the private lock once the stream is forked
+  Atomic<std::uint32_t> receive_owner;
+};
+static_assert(sizeof(StreamCore) <= kPage);
+
+// What the kernel has told us of the TCP connection, kept because edge-triggered news come once.
+enum Sticky : std::uint32_t {
+  kStickyIn = 1,      // an edge said readable: ask the kernel when the ring is empty (FIN, error, bytes after the ring)
+  kStickyRdhup = 2,   // FIN received
+  kStickyHup = 4,
+  kStickyErr = 8,
+};
+
+struct Stream {
+  Atomic<std::uint32_t> state;  // State
+  SpinLock send_lock;           // order: send_lock before receive_lock
+  SpinLock receive_lock;
+
+  // Valid while managed with a channel; changed only under both locks.
+  StreamCore* core;
+  ChannelHeader* channel;
+  std::uint64_t capacity;
+  Pair* pair;
+  std::uint32_t slot;
+  std::uint32_t side;  // ours: 0 connector, 1 acceptor
+  std::uint32_t owner_generation;  // process().generation of the process that upgraded it
+
+  Atomic<std::uint32_t> forked;        // another process has it too
+  Atomic<std::uint32_t> nonblocking;   // O_NONBLOCK, followed through fcntl and ioctl
+  Atomic<std::uint64_t> receive_timeout_ns, send_timeout_ns;  // SO_RCVTIMEO, SO_SNDTIMEO; 0 = none
+  Atomic<std::uint32_t> sticky;        // Sticky
+  Atomic<std::uint32_t> pending_error;  // errno to report once
+  Atomic<std::uint32_t> send_over_tcp;  // the peer will not read the ring again, or we shut down: TCP answers
+  Atomic<std::uint32_t> poisoned;       // the peer lied in shared memory: every operation is ECONNRESET
+  Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
+  Atomic<std::uint32_t> empty_reads;   // non-blocking reads that found nothing since the kernel was last asked
+  Atomic<std::uint32_t> sends_after_fin;
+  Atomic<std::uint32_t> gap_ns;        // learnt: how long a wait for data usually is (spin policy)
+
+  // Before the upgrade.
+  bool connector;
+  Atomic<std::uint32_t> operations;    // that moved bytes
+  Atomic<std::uint32_t> kernel_calls;  // threads inside (or about to enter) a kernel call on it that may block
+  Atomic<std::uint64_t> tcp_sent, tcp_received;
+  Atomic<std::uint32_t> next_try;      // operation number of the next upgrade step
+  std::uint32_t tries;
+  int rendezvous_fd;                   // the Unix socket of the step in hand, or -1
+  std::uint8_t rendezvous_step;        // RendezvousStep
+  ProcessId peer_id;
+
+  Atomic<std::uint32_t> pins;          // threads that look at the channel without a lock; it stays mapped for them
+  Atomic<std::uint32_t> fds;           // descriptors of this process that name it
+  SpinLock members_lock;
+  EpollMember* members;                // its registrations in epoll sets; under members_lock
+  std::uint64_t ring_tx_base, ring_rx_base;  // what the ring had carried when this process came to it (fork)
+  Stream* next_free;
+};
+
+Stream* make_stream(State state);  // null: limit reached or no memory
+void enter_stream(int fd, Stream* stream);  // names it by fd; drops it when the table is full
+State state_of(const Stream* s);
+
+// The stream stays on TCP, with the reason counted (once). For streams that are not managed.
+void make_plain(Stream* stream, Reason reason);
+void count_plain(Reason reason);
+
+// The descriptor is gone (closed, overwritten, or found to be something else). The last one ends the stream.
+void forget_fd(int fd);
+// Before the kernel's close of the last descriptor: what TCP's close must look like to the peer.
+void before_close(int fd, Stream* stream);
+
+RingProducer producer_of(Stream* s);
+RingConsumer consumer_of(Stream* s);
+inline Direction& outgoing(Stream* s) { return s->channel->direction[s->side]; }
+inline Direction& incoming(Stream* s) { return s->channel->direction[1 - s->side]; }
+
+// Keeps the channel mapped while a thread looks at it outside of the stream's locks (spinning, poll). False: there is none.
+bool pin(Stream* s);
+inline void unpin(Stream* s) { s->pins.fetch_add(~std::uint32_t{0}); }
+
+// The peer has accepted: each direction may switch. Counted once.
+void became_shared(Stream* s);
+
+// Unmaps the channel and leaves the pair. Both locks held.
+void drop_channel(Stream* stream);
+void account_ring_bytes(Stream* stream);  // adds what this process moved to the counters
+
+template <class Visit>
+void for_each_stream(Visit visit);
+
+// --- the slab, for the loops over all streams (fork, exit)
+constexpr std::uint32_t kStreamChunk = 256;
+constexpr std::uint32_t kStreamChunks = 256;
+extern Stream* g_stream_chunks[kStreamChunks];
+
+template <class Visit>
+void for_each_stream(Visit visit) {
+  for (Stream* chunk : g_stream_chunks) {
+    if (chunk == nullptr) return;
+    for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
+      if (state_of(&chunk[i]) != State::kFree) visit(&chunk[i]);
+    }
+  }
+}
+
+SpinLock& slab_lock();
+void account_all_streams();  // at exit
+void streams_before_fork();
+void streams_forked_child();
+
+}  // namespace mpklink

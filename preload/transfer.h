@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// Moving bytes of a managed stream: TCP's semantics over two rings and the socket underneath.
+#pragma once
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "preload/stream.h"
+
+namespace mpklink {
+
+// As recvmsg(2)/sendmsg(2) on a connected TCP socket: bytes, 0 at the end, -1 with errno. kNotOurs: the descriptor no longer
+// names a managed stream; the caller starts over.
+constexpr ssize_t kNotOurs = -2;
+ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int flags);
+ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags);
+
+// FIONREAD on a managed stream: unread bytes of TCP and ring. -1 with errno.
+int unread_bytes(int fd, Stream* s);
+// SIOCOUTQ: bytes the peer has not taken.
+int unsent_bytes(int fd, Stream* s);
+
+std::size_t total_bytes(const iovec* parts, int count);  // SIZE_MAX when it does not fit ssize_t
+bool touches_guarded(const iovec* parts, int count);
+
+}  // namespace mpklink

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#include "preload/wait.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "preload/epoll_set.h"
+#include "preload/fd_table.h"
+#include "preload/pair.h"
+#include "preload/pollers.h"
+#include "preload/readiness.h"
+#include "preload/spin.h"
+
+namespace mpklink {
+namespace {
+
+constexpr std::uint64_t kSlowLookNs = 2000000;      // no bell can reach us: look by time
+constexpr std::uint64_t kOrphanLookNs = 50000000;   // after FIN the kernel has no more news of a peer that dies
+
+static_assert(POLLIN == EPOLLIN && POLLOUT == EPOLLOUT && POLLERR == EPOLLERR && POLLHUP == EPOLLHUP);
+static_assert(POLLRDHUP == EPOLLRDHUP && POLLPRI == EPOLLPRI && POLLRDNORM == EPOLLRDNORM);
+
+std::uint32_t usable_cpus() {
+  Process& p = process();
+  std::uint32_t known = p.usable_cpus.load_relaxed();  // relaxed: always the same answer
+  if (known != 0) return known;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const ErrnoSaver keep;
+  known = sched_getaffinity(0, sizeof set, &set) == 0 ? static_cast<std::uint32_t>(CPU_COUNT(&set)) : 1;
+  p.usable_cpus.store_relaxed(known);
+  return known;
+}
+
+// This thread as a poller of the peers of some streams: registered with each, armed on each board, until it ends.
+class ThreadPoller {
+ public:
+  ThreadPoller() : id_(take_poller(false)), bell_(id_ == kNoPoller ? -1 : bell_of(id_)) {}
+  ~ThreadPoller() {
+    if (id_ != kNoPoller) give_poller(id_);
+  }
+  ThreadPoller(const ThreadPoller&) = delete;
+  ThreadPoller& operator=(const ThreadPoller&) = delete;
+
+  int bell() const { return bell_; }
+  bool slow() const { return slow_; }
+
+  // Pinned stream. Arms first, so that whoever publishes after the caller's look rings. Gate closed.
+  void listen(Stream* s) {
+    Pair* pair = s->pair;
+    const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
+    if (bell_ < 0 || !own || !send_bell(pair, id_, bell_)) {
+      slow_ = true;
+      return;
+    }
+    const Gate gate;
+    if (!add_waiter(&s->channel->waiters[s->side].ids, id_)) slow_ = true;
+    arm(&pair->board->side[pair->side].armed[id_]);
+  }
+  void stop(Stream* s) {
+    if (bell_ < 0) return;
+    const Gate gate;
+    remove_waiter(&s->channel->waiters[s->side].ids, id_);
+    disarm(&s->pair->board->side[s->pair->side].armed[id_]);
+  }
+  void drain() {
+    const ErrnoSaver keep;
+    std::uint64_t count = 0;
+    if (real().read(bell_, &count, sizeof count) < 0) return;  // nothing in it
+  }
+
+ private:
+  std::uint32_t id_;
+  int bell_;
+  bool slow_ = false;
+};
+
+struct Cleanup {
+  ThreadPoller* poller;
+  Stream* stream;
+};
+
+timespec* remaining(std::uint64_t deadline_ns, std::uint64_t cap_ns, timespec* out, bool* capped) {
+  *capped = false;
+  if (deadline_ns == 0 && cap_ns == 0) return nullptr;
+  std::uint64_t left = ~std::uint64_t{0};
+  if (deadline_ns != 0) {
+    const std::uint64_t now = now_ns();
+    left = now < deadline_ns ? deadline_ns - now : 0;
+  }
+  if (cap_ns != 0 && left > cap_ns) {
+    left = cap_ns;
+    *capped = true;
+  }
+  out->tv_sec = static_cast<time_t>(left / 1000000000u);
+  out->tv_nsec = static_cast<long>(left % 1000000000u);
+  return out;
+}
+
+bool ready_now(Stream* s, int fd, std::uint32_t event) {
+  Readiness r;
+  {
+    const Gate gate;
+    r = ring_readiness(s, event);
+  }
+  if (r.events & (event | EPOLLERR | EPOLLHUP)) return true;
+  return r.ask_kernel != 0 && (kernel_readiness(s, fd, r.ask_kernel) & (event | EPOLLERR | EPOLLHUP)) != 0;
+}
+
+// Spins on the ring. True: the stream is ready.
+bool spin_on(Stream* s, std::uint32_t event) {
+  const std::uint32_t budget = spin_budget_ns(process().settings.spin_us, s->gap_ns.load_relaxed());  // relaxed: a mean
+  {
+    const Gate gate;
+    publish_cpu(s->pair, s->side);
+    if (budget == 0 || !may_spin(s->pair, s->side)) return false;
+  }
+  const std::uint64_t start = now_ns();
+  do {
+    const Gate gate;
+    for (int i = 0; i < 32; ++i) {
+      const bool ready = event == EPOLLIN ? incoming(s).producer.tail.load_relaxed() !=  // relaxed: a hint
+                                                s->core->consumer.head.load_relaxed()
+                                          : (ring_readiness(s, event).events & event) != 0;
+      if (ready) return true;
+      cpu_relax();
+    }
+  } while (now_ns() - start < budget);
+  return false;
+}
+
+void learn(Stream* s, std::uint64_t start) {
+  s->gap_ns.store_relaxed(learn_gap_ns(s->gap_ns.load_relaxed(), now_ns() - start));  // relaxed: a mean
+}
+
+void stop_listening(void* argument) {
+  auto* c = static_cast<Cleanup*>(argument);
+  c->poller->stop(c->stream);
+  c->poller->~ThreadPoller();
+  unpin(c->stream);
+}
+
+// Asleep in the kernel on the socket and the bell. The stream is pinned and listened to.
+int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::uint64_t deadline_ns, bool* capped) {
+  const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: own or earlier news
+  short kernel_events = 0;
+  if (!(sticky & kStickyRdhup)) kernel_events |= POLLRDHUP | (event == EPOLLIN ? POLLIN : 0);
+  const bool tcp_out = [&] {
+    const Gate gate;
+    return event == EPOLLOUT && static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kRing;  // relaxed: a look
+  }();
+  if (tcp_out) kernel_events |= POLLOUT;
+  pollfd p[2] = {{fd, kernel_events, 0}, {poller->bell(), POLLIN, 0}};
+  std::uint64_t cap = 0;
+  if (poller->slow()) cap = kSlowLookNs;
+  if (event == EPOLLOUT && cap == 0) cap = kOrphanLookNs;
+  timespec timeout = {};
+  timespec* wait = remaining(deadline_ns, cap, &timeout, capped);
+  process().counters.sleeps.fetch_add(1);
+  Cleanup cleanup = {poller, s};
+  int n = 0;
+  pthread_cleanup_push(stop_listening, &cleanup);
+  n = real().ppoll(p, poller->bell() >= 0 ? 2 : 1, wait, nullptr);
+  pthread_cleanup_pop(0);
+  if (n > 0) {
+    note_kernel_events(s, static_cast<std::uint32_t>(static_cast<unsigned short>(p[0].revents)));
+    if (p[1].revents != 0) poller->drain();
+  }
+  return n;
+}
+
+// poll on the socket alone: the stream is managed but has no channel yet, or lost it.
+Waited wait_kernel(int fd, std::uint32_t event, std::uint64_t deadline_ns) {
+  pollfd p = {fd, static_cast<short>(event), 0};
+  timespec timeout = {};
+  bool capped = false;
+  const int n = real().ppoll(&p, 1, remaining(deadline_ns, kOrphanLookNs, &timeout, &capped), nullptr);
+  if (n < 0) return Waited::kInterrupted;
+  return n > 0 || capped ? Waited::kReady : Waited::kTimeout;
+}
+
+}  // namespace
+
+void publish_cpu(Pair* pair, std::uint32_t our_side) {
+  const auto cpu = static_cast<std::uint32_t>(sched_getcpu()) + 1;
+  Atomic<std::uint32_t>& word = pair->board->side[our_side].cpu;
+  if (word.load_relaxed() != cpu) word.store_relaxed(cpu);  // relaxed: a hint
+}
+
+bool may_spin(Pair* pair, std::uint32_t our_side) {
+  if (usable_cpus() < 2) return false;
+  const BoardSide* sides = pair->board->side;
+  return sides[0].cpu.load_relaxed() != sides[1].cpu.load_relaxed() ||  // relaxed: a hint
+         sides[our_side].cpu.load_relaxed() == 0;
+}
+
+Waited wait_stream(Stream* s, int fd, std::uint32_t event, std::uint64_t deadline_ns) {
+  if (!pin(s)) return wait_kernel(fd, event, deadline_ns);
+  const std::uint64_t start = now_ns();
+  if (spin_on(s, event)) {
+    process().counters.spin_hits.fetch_add(1);
+    learn(s, start);
+    unpin(s);
+    return Waited::kReady;
+  }
+  ThreadPoller poller;
+  poller.listen(s);
+  int n = 1;
+  bool capped = false;
+  if (!ready_now(s, fd, event)) n = sleep_on(s, fd, event, &poller, deadline_ns, &capped);
+  {
+    const ErrnoSaver keep;
+    poller.stop(s);
+    learn(s, start);
+  }
+  unpin(s);
+  if (n < 0) return Waited::kInterrupted;
+  return n > 0 || capped ? Waited::kReady : Waited::kTimeout;
+}
+
+}  // namespace mpklink

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// The only file that names std::atomic. Every operation says its order in its name; every acquire/release in the tree
+// names its partner in a "SYNC:" comment. With MPKLINK_MODEL the same names come from the interleaving checker, so the
+// protocol headers are explored unchanged (tests/model).
+#pragma once
+#ifdef MPKLINK_MODEL
+#include "tests/model/model_atomic.h"
+#else
+#include <atomic>
+#include <cstdint>
+
+namespace mpklink {
+
+// A lock-free word that may live in memory shared with another process. Read-modify-writes are sequentially consistent.
+template <class T>
+class Atomic {
+ public:
+  constexpr Atomic() = default;
+  constexpr explicit Atomic(T value) : value_(value) {}
+  Atomic(const Atomic&) = delete;
+  Atomic& operator=(const Atomic&) = delete;
+
+  T load_relaxed() const { return value_.load(std::memory_order_relaxed); }
+  T load_acquire() const { return value_.load(std::memory_order_acquire); }
+  void store_relaxed(T v) { value_.store(v, std::memory_order_relaxed); }
+  void store_release(T v) { value_.store(v, std::memory_order_release); }
+  T exchange(T v) { return value_.exchange(v, std::memory_order_seq_cst); }
+  T fetch_or(T v) { return value_.fetch_or(v, std::memory_order_seq_cst); }
+  T fetch_and(T v) { return value_.fetch_and(v, std::memory_order_seq_cst); }
+  T fetch_add(T v) { return value_.fetch_add(v, std::memory_order_seq_cst); }
+  bool compare_exchange(T& expected, T desired) {
+    return value_.compare_exchange_strong(expected, desired, std::memory_order_seq_cst);
+  }
+
+ private:
+  std::atomic<T> value_{};
+  static_assert(std::atomic<T>::is_always_lock_free, "shared words must not need a lock");
+  static_assert(sizeof(std::atomic<T>) == sizeof(T), "shared words must have the size of the plain type");
+};
+
+inline void thread_fence_seq_cst() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void cpu_relax() { __builtin_ia32_pause(); }
+
+}  // namespace mpklink
+#endif

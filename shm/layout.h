@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+// What two processes share, byte by byte. Fixed offsets, fixed 64-byte lines (an ABI must not follow compiler flags),
+// no pointers. README.md of this folder has the drawing.
+//
+// kLayoutVersion: bump it whenever an offset, a size, the meaning of a word or the order of a protocol step changes.
+// Peers of different versions never meet: the version is part of the rendezvous name (DESIGN section 3).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "shm/atomic.h"
+
+namespace mpklink {
+
+constexpr std::uint32_t kLayoutVersion = 1;
+constexpr std::uint64_t kChannelMagic = 0x31304e484b504d4c;  // "LMPKHN01"
+constexpr std::uint64_t kBoardMagic = 0x31304452424b504d;    // "MPKBRD01"
+constexpr std::size_t kPage = 4096;
+
+// One direction of a stream. The producer writes its line, the consumer its own; want_space is the one word both write.
+struct alignas(64) ProducerLine {
+  Atomic<std::uint64_t> tail;        // bytes ever written to the ring
+  Atomic<std::uint64_t> mask;        // capacity - 1; changes only while the ring is empty
+  Atomic<std::uint64_t> switch_at;   // 0: not yet; n + 1: the ring starts after n bytes of TCP
+  Atomic<std::uint64_t> ring_end;    // 0: none; n + 1: after n ring bytes the stream goes on over TCP
+  Atomic<std::uint32_t> want_space;  // SpaceWish: the producer found the ring full; the consumer takes it with exchange
+};
+struct alignas(64) ConsumerLine {
+  Atomic<std::uint64_t> head;    // bytes ever taken from the ring
+  Atomic<std::uint32_t> closed;  // 1: the consumer's last descriptor was closed; nobody will read again
+};
+
+enum SpaceWish : std::uint32_t {
+  kNoWish = 0,
+  kWishHalf = 1,   // wake me when half of the ring is free
+  kWishEmpty = 2,  // wake me when it is empty: I want to grow it
+};
+
+struct Direction {
+  ProducerLine producer;
+  ConsumerLine consumer;
+};
+
+enum AcceptState : std::uint32_t { kOffered = 0, kAccepted = 1, kWithdrawn = 2 };
+
+// First page of a channel. `side` 0 is the connector (it made the channel), 1 the acceptor.
+struct ChannelHeader {
+  std::uint64_t magic;
+  std::uint32_t version;
+  std::uint32_t slot;               // bit number of this stream on the board
+  std::uint64_t ring_capacity_max;  // bytes per direction, a power of two
+  alignas(64) Atomic<std::uint32_t> accept_state;  // AcceptState, moved from kOffered by compare-exchange only
+  // Up to four pollers of side s to notify: 16-bit fields, poller number + 1, 0 = free. Written by side s only.
+  struct alignas(64) Waiters {
+    Atomic<std::uint64_t> ids;
+  } waiters[2];
+  Direction direction[2];  // direction[s]: bytes sent by side s
+};
+static_assert(offsetof(ChannelHeader, accept_state) == 64);
+static_assert(offsetof(ChannelHeader, waiters) == 128);
+static_assert(offsetof(ChannelHeader, direction) == 256);
+static_assert(offsetof(ProducerLine, tail) == 0 && offsetof(ProducerLine, mask) == 8);
+static_assert(offsetof(ProducerLine, switch_at) == 16 && offsetof(ProducerLine, ring_end) == 24);
+static_assert(offsetof(ProducerLine, want_space) == 32);
+static_assert(offsetof(ConsumerLine, head) == 0 && offsetof(ConsumerLine, closed) == 8);
+static_assert(sizeof(Direction) == 128 && sizeof(ChannelHeader) == 512 && sizeof(ChannelHeader) <= kPage);
+
+// Pollers 0 … kBitmapPollers-1 are epoll instances and have a ready bitmap; the others are blocked threads, which look
+// at the few streams they wait for themselves.
+constexpr std::uint32_t kPollers = 1024;
+constexpr std::uint32_t kBitmapPollers = 64;
+constexpr std::uint32_t kSlots = 16384;  // streams per pair of processes
+constexpr std::uint32_t kLeafWords = kSlots / 64;
+constexpr std::uint32_t kSummaryWords = kLeafWords / 64;
+
+struct alignas(64) ArmedLine {
+  Atomic<std::uint32_t> armed;
+};
+struct alignas(64) ReadyBitmap {
+  Atomic<std::uint64_t> summary[kSummaryWords];
+  Atomic<std::uint64_t> leaf[kLeafWords];
+};
+struct BoardSide {
+  alignas(64) Atomic<std::uint32_t> cpu;  // where this side last ran, + 1
+  ArmedLine armed[kPollers];
+  ReadyBitmap ready[kBitmapPollers];
+};
+struct BoardHeader {
+  std::uint64_t magic;
+  std::uint32_t version;
+  std::uint32_t reserved;
+};
+struct Board {
+  alignas(kPage) BoardHeader header;
+  alignas(kPage) BoardSide side[2];
+};
+static_assert(sizeof(ArmedLine) == 64 && sizeof(ReadyBitmap) == 2112);
+static_assert(offsetof(BoardSide, armed) == 64 && offsetof(BoardSide, ready) == 64 + 64 * kPollers);
+static_assert(offsetof(Board, side) == kPage);
+
+constexpr std::size_t kMinRing = 8;
+constexpr std::size_t kMaxRing = std::size_t{64} << 20;
+
+constexpr bool valid_ring_capacity(std::uint64_t bytes) {
+  return bytes >= kMinRing && bytes <= kMaxRing && (bytes & (bytes - 1)) == 0;
+}
+constexpr std::size_t round_to_page(std::size_t n) { return (n + kPage - 1) & ~(kPage - 1); }
+// Bytes of a channel's memfd: header page, ring 0, ring 1 (each rounded to pages).
+constexpr std::size_t channel_bytes(std::uint64_t capacity) { return kPage + 2 * round_to_page(capacity); }
+constexpr std::size_t ring_offset(std::uint64_t capacity, unsigned side) {
+  return kPage + side * round_to_page(capacity);
+}
+
+}  // namespace mpklink

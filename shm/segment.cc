@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+#include "shm/segment.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#include "shm/raw_syscall.h"
+
+namespace mpklink {
+namespace {
+
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+}  // namespace
+
+int make_segment(const SystemCalls& sys, const char* name, std::size_t bytes) {
+  const int fd = sys.memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return -1;
+  // memfds are born 0777: another user who sees /proc/PID/fd in the moment before it is closed must not open it.
+  if (sys.fchmod(fd, 0600) == 0 && sys.ftruncate(fd, static_cast<off_t>(bytes)) == 0 && sys.add_seals(fd, kSeals) == 0) {
+    return fd;
+  }
+  raw_syscall(SYS_close, fd);
+  return -1;
+}
+
+bool segment_is_sound(const SystemCalls& sys, int fd, std::size_t bytes) {
+  const int seals = sys.get_seals(fd);
+  if (seals < 0 || (seals & kSeals) != kSeals) return false;
+  if ((seals & F_SEAL_WRITE) != 0) return false;
+  struct stat st = {};
+  return sys.fstat(fd, &st) == 0 && st.st_size == static_cast<off_t>(bytes);
+}
+
+}  // namespace mpklink

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""The promises of TCP, call by call: tests/programs/semantics_*.cc, as two processes and as one."""
+
+import pytest
+
+from harness import SERVER
+from program_cases import (
+    BEYOND, CASES, COMBO_VARIANT_IDS, COMBO_VARIANTS, NOT_IN_ONE_PROCESS, ONE_PROCESS_IDS, ONE_PROCESS_VARIANTS,
+)  # fmt: skip
+
+# Of the warm-up's 8000 bytes both ways at least a quarter must have gone over the ring before a case begins.
+WARM_RING_BYTES = 2000
+
+
+def case_params(exclude=()):
+    return [
+        pytest.param(program, case, id=f"{program}-{case}", marks=[pytest.mark.beyond] if (program, case) in BEYOND else [])
+        for program, cases in CASES.items()
+        for case in cases
+        if case not in exclude
+    ]
+
+
+@pytest.mark.parametrize("combo,settings", COMBO_VARIANTS, ids=COMBO_VARIANT_IDS)
+@pytest.mark.parametrize("program,case", case_params())
+def test_two_processes(bench, program, case, settings):
+    bench.settings = settings
+    bench.run_pair(program, f"--case={case}")
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
+
+
+@pytest.mark.parametrize("combo,settings", ONE_PROCESS_VARIANTS, ids=ONE_PROCESS_IDS)
+@pytest.mark.parametrize("program,case", case_params(NOT_IN_ONE_PROCESS))
+def test_one_process(bench, program, case, settings):
+    bench.settings = settings
+    bench.succeed(bench.start([bench.program(program), "both", f"--case={case}"], SERVER))
+    bench.assert_ring(streams=2, min_bytes=2 * WARM_RING_BYTES, sides=[SERVER])
+
+
+@pytest.mark.parametrize("case", CASES["semantics_data"])
+def test_fortified(bench, case):
+    """The same calls through __recv_chk, __read_chk and so on."""
+    bench.run_pair("semantics_data_fortified", f"--case={case}")
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
+
+
+@pytest.mark.parametrize("program", CASES)
+@pytest.mark.parametrize("combo", [None], ids=["neither"])
+def test_all_cases_are_run(program, combo):
+    import subprocess
+
+    from harness import PROGRAMS
+
+    listed = subprocess.run([PROGRAMS / program, "list"], capture_output=True, text=True, check=True, timeout=10).stdout.split()
+    assert listed == CASES[program]

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT
+// Things a program may do with a TCP stream that need the real socket: the stream has to go on, byte for byte, whatever
+// carries it afterwards. `NAME list` prints the cases.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "case_main.h"
+
+using namespace testlib;
+
+namespace {
+
+constexpr uint64_t kUp = 61, kDown = 62;
+
+void echo_server(int fd, const Sync& sync) {
+  char buffer[4096];
+  ssize_t n;
+  while ((n = recv(fd, buffer, sizeof buffer, 0)) > 0) send_all(fd, buffer, static_cast<size_t>(n));
+  CHECK_EQ(n, 0);
+  sync.post();
+  close(fd);
+}
+
+void exchange(int fd, uint64_t* offset, int trips = 20) {
+  for (int i = 0; i < trips; i++) {
+    send_pattern(fd, kUp, *offset, 200);
+    recv_pattern(fd, kUp, *offset, 200);
+    *offset += 200;
+  }
+}
+
+void finish(int fd, const Sync& sync) {
+  CHECK_EQ(shutdown(fd, SHUT_WR), 0);
+  expect_eof(fd);
+  close(fd);
+  sync.wait();
+}
+
+int reap(pid_t child) {
+  int status;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK(WIFEXITED(status));
+  return WEXITSTATUS(status);
+}
+
+// inetd: the stream becomes standard input and output of another program. Bytes are on their way when it happens.
+void exec_server(int fd, const Sync& sync) {
+  sync.wait();
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    CHECK_EQ(dup2(fd, 0), 0);
+    CHECK_EQ(dup2(fd, 1), 1);
+    close(fd);
+    close(sync.fd());
+    execl("/bin/cat", "cat", nullptr);
+    _exit(1);
+  }
+  close(fd);
+  CHECK_EQ(reap(child), 0);
+  sync.post();
+}
+
+void exec_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 1000);  // unread when the other end becomes cat
+  sync.post();
+  recv_pattern(fd, kUp, 0, 1000);
+  uint64_t offset = 1000;
+  exchange(fd, &offset);
+  finish(fd, sync);
+}
+
+// The descriptor goes to another process over a Unix socket and is used there.
+void pass_client(int fd, const Sync& sync) {
+  uint64_t offset = 0;
+  exchange(fd, &offset);
+  int ends[2];
+  CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  char byte = 'f';
+  struct iovec iov = {&byte, 1};
+  struct msghdr message = {};
+  message.msg_iov = &iov;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  if (child == 0) {
+    close(fd);
+    close(ends[0]);
+    CHECK_EQ(recvmsg(ends[1], &message, 0), 1);
+    int got;
+    memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof got);
+    exchange(got, &offset);
+    close(got);
+    _exit(7);
+  }
+  close(ends[1]);
+  struct cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  CHECK_EQ(sendmsg(ends[0], &message, 0), 1);
+  CHECK_EQ(reap(child), 7);
+  offset += 20 * 200;
+  exchange(fd, &offset);
+  finish(fd, sync);
+}
+
+void stdio_client(int fd, const Sync& sync) {
+  uint64_t offset = 0;
+  exchange(fd, &offset);
+  FILE* in = fdopen(dup(fd), "r");
+  FILE* out = fdopen(dup(fd), "w");
+  CHECK(in != nullptr && out != nullptr);
+  for (int i = 0; i < 100; i++) {
+    char line[32];
+    CHECK(fprintf(out, "line %d\n", i) > 0);
+    CHECK_EQ(fflush(out), 0);
+    CHECK(fgets(line, sizeof line, in) != nullptr);
+    CHECK_EQ(atoi(line + 5), i);
+  }
+  CHECK(dprintf(fd, "last\n") == 5);
+  char line[32];
+  CHECK(fgets(line, sizeof line, in) != nullptr);
+  CHECK_EQ(strcmp(line, "last\n"), 0);
+  CHECK_EQ(fclose(in), 0);
+  CHECK_EQ(fclose(out), 0);
+  exchange(fd, &offset);
+  finish(fd, sync);
+}
+
+void splice_client(int fd, const Sync& sync) {
+  uint64_t offset = 0;
+  exchange(fd, &offset);
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  for (int i = 0; i < 10; i++) {
+    char buffer[1000];
+    pattern_fill(buffer, sizeof buffer, kUp, offset);
+    CHECK_EQ(write(ends[1], buffer, sizeof buffer), sizeof buffer);
+    size_t moved = 0;
+    while (moved < sizeof buffer) {
+      const ssize_t n = splice(ends[0], nullptr, fd, nullptr, sizeof buffer - moved, 0);
+      CHECK(n > 0);
+      moved += static_cast<size_t>(n);
+    }
+    for (moved = 0; moved < sizeof buffer;) {
+      const ssize_t n = splice(fd, nullptr, ends[1], nullptr, sizeof buffer - moved, 0);
+      CHECK(n > 0);
+      moved += static_cast<size_t>(n);
+    }
+    CHECK_EQ(read(ends[0], buffer, sizeof buffer), sizeof buffer);
+    pattern_check(buffer, sizeof buffer, kUp, offset);
+    offset += sizeof buffer;
+  }
+  close(ends[0]);
+  close(ends[1]);
+  exchange(fd, &offset);
+  finish(fd, sync);
+}
+
+void urgent_server(int fd, const Sync& sync) {
+  recv_pattern(fd, kUp, 0, 100);
+  sync.wait();
+  char byte = 0;
+  const int64_t deadline = now_ms() + 5000;
+  while (recv(fd, &byte, 1, MSG_OOB) != 1) {
+    CHECK(now_ms() < deadline);
+    CHECK(errno == EAGAIN || errno == EINVAL);
+    sleep_ms(1);
+  }
+  CHECK_EQ(byte, '!');
+  recv_pattern(fd, kUp, 100, 100);
+  expect_eof(fd);
+  sync.post();
+  close(fd);
+}
+
+void urgent_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 100);
+  CHECK_EQ(send(fd, "!", 1, MSG_OOB), 1);
+  sync.post();
+  send_pattern(fd, kUp, 100, 100);
+  finish(fd, sync);
+}
+
+// Revoked while a lot is unread in both directions.
+void full_server(int fd, const Sync& sync) {
+  send_pattern(fd, kDown, 0, 3000);
+  sync.meet();
+  recv_pattern(fd, kUp, 0, 3000);
+  uint64_t offset = 3000;
+  char buffer[200];
+  for (int i = 0; i < 20; i++, offset += 200) {
+    recv_all(fd, buffer, sizeof buffer);
+    pattern_check(buffer, sizeof buffer, kUp, offset);
+    send_all(fd, buffer, sizeof buffer);
+  }
+  expect_eof(fd);
+  sync.post();
+  close(fd);
+}
+
+void full_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 3000);
+  sync.meet();
+  FILE* in = fdopen(dup(fd), "r");
+  CHECK(in != nullptr);
+  setvbuf(in, nullptr, _IONBF, 0);
+  char buffer[3000];
+  CHECK_EQ(fread(buffer, 1, sizeof buffer, in), sizeof buffer);
+  pattern_check(buffer, sizeof buffer, kDown, 0);
+  uint64_t offset = 3000;
+  exchange(fd, &offset);
+  CHECK_EQ(fclose(in), 0);
+  finish(fd, sync);
+}
+
+const Case kCases[] = {
+    {"exec", exec_server, exec_client},     {"pass", echo_server, pass_client},
+    {"stdio", echo_server, stdio_client},   {"splice", echo_server, splice_client},
+    {"urgent", urgent_server, urgent_client}, {"full", full_server, full_client},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) { return case_main(argc, argv, kCases); }
