@@ -5,21 +5,19 @@
 #include "preload/pair.h"
 #include "preload/pollers.h"
 #include "preload/process.h"
-#include "preload/rendezvous.h"
 #include "preload/stream.h"
 
 namespace mpklink {
 namespace {
 
 // The locks of the tables, in the order in which they nest. Held over the fork, so that the child finds them consistent.
-constexpr unsigned kLocks = 5;
+constexpr unsigned kLocks = 4;
 
 SpinLock& table_lock(unsigned i) {
   switch (i) {
-    case 0: return rendezvous_lock();
-    case 1: return pairs_lock();
-    case 2: return epoll_sets_lock();
-    case 3: return epoll_members_lock();
+    case 0: return pairs_lock();
+    case 1: return epoll_sets_lock();
+    case 2: return epoll_members_lock();
     default: return slab_lock();
   }
 }
@@ -30,13 +28,9 @@ unsigned g_locked;  // bits: which of them before_fork took; under the fork itse
 
 void before_fork() {
   unsigned locked = 0;
-  // A fork in a signal handler may find a lock in its own thread's hands.
-  if (!table_lock(0).held_by_this_thread()) {
-    table_lock(0).lock();
-    locked |= 1;
-  }
   streams_before_fork();
-  for (unsigned i = 1; i < kLocks; ++i) {
+  for (unsigned i = 0; i < kLocks; ++i) {
+    // A fork in a signal handler may find a lock in its own thread's hands.
     if (table_lock(i).held_by_this_thread()) continue;
     table_lock(i).lock();
     locked |= 1u << i;

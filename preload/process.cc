@@ -23,7 +23,7 @@ __thread std::uint32_t t_thread_id __attribute__((tls_model("initial-exec")));
 
 Atomic<std::uint32_t>* g_own_memory;
 
-enum : std::uint32_t { kUndecided = 0, kDeciding = 1, kInForce = 2, kRefused = 3 };
+enum : std::uint32_t { kUndecided = 0, kInForce = 2, kRefused = 3 };
 constexpr std::size_t kStreamSlots = 16384 + 1024;  // channels and boards together
 
 const char* get_environment(const char* name) { return secure_getenv(name); }
@@ -90,20 +90,18 @@ bool in_foreign_child() {
 bool ensure_guard(Reason* reason) {
   Process& p = g_process;
   std::uint32_t state = p.guard_state.load_acquire();  // SYNC: guard decided
-  if (state == kUndecided && p.guard_state.compare_exchange(state, kDeciding)) {
-    const bool allowed = decide_guard();
-    const bool reserved = allowed && reserve_range();
-    if (allowed && !reserved) {
-      p.guard_state.store_release(kUndecided);  // no memory now; a later stream may find some
-      *reason = Reason::kNoMemory;
-      return false;
+  if (state == kUndecided) {
+    const LockGuard one(p.setup_lock);
+    state = p.guard_state.load_acquire();
+    if (state == kUndecided) {
+      // The range first: without memory nothing is decided, and a later stream may find some.
+      if (!p.guard.range().reserved() && !reserve_range()) return *reason = Reason::kNoMemory, false;
+      state = decide_guard() ? kInForce : kRefused;
+      p.guard_state.store_release(state);  // SYNC: guard decided
     }
-    state = allowed ? kInForce : kRefused;
-    p.guard_state.store_release(state);  // SYNC: guard decided
   }
-  if (state == kInForce) return true;
-  *reason = state == kRefused ? Reason::kGuardRequired : Reason::kLimit;
-  return false;
+  if (state == kRefused) *reason = Reason::kGuardRequired;
+  return state == kInForce;
 }
 
 std::uint64_t now_ns() {
@@ -147,6 +145,7 @@ void forked_child() {
   p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));
   p.generation.fetch_add(1);
   p.id = {};
+  p.setup_lock.reset();
   auto* word = reinterpret_cast<Atomic<std::uint64_t>*>(&p.counters);
   for (std::size_t i = 0; i < sizeof(Counters) / sizeof(*word); ++i) word[i].store_relaxed(0);
   p.guard.reset_counters();

@@ -17,39 +17,8 @@ struct ProcessId {
   bool operator==(const ProcessId& other) const { return word[0] == other.word[0] && word[1] == other.word[1]; }
 };
 
-// Counters of things that cost a system call or happen once a stream; ring bytes are summed from the streams.
-struct Counters {
-  Atomic<std::uint64_t> upgraded, revoked, ring_tx, ring_rx, tcp_tx, tcp_rx, bells, sleeps, spin_hits, slow_waits, reentered;
-  Atomic<std::uint64_t> plain[static_cast<unsigned>(Reason::kCount)];
-};
-
-struct Process {
-  Settings settings;
-  Guard guard;
-  Counters counters;
-  Atomic<std::uint32_t> initialised;   // settings are read
-  Atomic<std::uint32_t> generation;    // counts the forks this process descends from since the library was loaded
-  Atomic<std::uint32_t> pid;
-  Atomic<std::uint32_t> guard_state;   // 0 undecided, 1 being decided, 2 in force, 3 no upgrade (guard required, not there)
-  Atomic<std::uint32_t> io_uring_seen;
-  Atomic<std::uint32_t> usable_cpus;   // 0: not counted yet
-  ProcessId id;                        // random, made with the first rendezvous; under the rendezvous lock
-};
-
-Process& process();
-
 // This thread's number in the kernel; cached, renewed in the child of a fork.
 std::uint32_t thread_id();
-
-// Whether this is a vfork child: it shares our memory, and its calls must not change our tables. A child of _Fork or clone,
-// for which no fork handler ran, is put in order here at its first call.
-bool in_foreign_child();
-void mark_own_memory();  // makes the page that tells such children from vfork's (MADV_WIPEONFORK); once
-
-// Decides and installs the guard when the first channel is to be made. False, with the reason, when there may be none.
-bool ensure_guard(Reason* reason);
-
-std::uint64_t now_ns();  // CLOCK_MONOTONIC
 
 // A short lock for process-private tables. No program code and no blocking call runs under it.
 class SpinLock {
@@ -74,6 +43,38 @@ class LockGuard {
  private:
   SpinLock& lock_;
 };
+
+// Counters of things that cost a system call or happen once a stream; ring bytes are summed from the streams.
+struct Counters {
+  Atomic<std::uint64_t> upgraded, revoked, ring_tx, ring_rx, tcp_tx, tcp_rx, bells, sleeps, spin_hits, slow_waits, reentered;
+  Atomic<std::uint64_t> plain[static_cast<unsigned>(Reason::kCount)];
+};
+
+struct Process {
+  Settings settings;
+  Guard guard;
+  Counters counters;
+  Atomic<std::uint32_t> initialised;   // settings are read
+  Atomic<std::uint32_t> generation;    // counts the forks this process descends from since the library was loaded
+  Atomic<std::uint32_t> pid;
+  Atomic<std::uint32_t> guard_state;   // 0 undecided, 2 in force, 3 no upgrade (guard required, not there)
+  Atomic<std::uint32_t> io_uring_seen;
+  Atomic<std::uint32_t> usable_cpus;   // 0: not counted yet
+  SpinLock setup_lock;                 // the two below, and the guard's decision
+  ProcessId id;                        // random, made with the first rendezvous
+};
+
+Process& process();
+
+// Whether this is a vfork child: it shares our memory, and its calls must not change our tables. A child of _Fork or clone,
+// for which no fork handler ran, is put in order here at its first call.
+bool in_foreign_child();
+void mark_own_memory();  // makes the page that tells such children from vfork's (MADV_WIPEONFORK); once
+
+// Decides and installs the guard when the first channel is to be made. False, with the reason, when there may be none.
+bool ensure_guard(Reason* reason);
+
+std::uint64_t now_ns();  // CLOCK_MONOTONIC
 
 // A gate on this process's guard.
 class Gate : public OpenGate {

@@ -24,14 +24,16 @@ namespace {
 // What the next step is. The connector: meet, hello, offer. The acceptor: listen, accept, take.
 enum Step : std::uint8_t { kMeet, kHello, kOffer, kAwaitAccept, kListen, kAccept, kTake };
 
-constexpr std::uint32_t kTriesMax = 7;          // at 2, 4, 8 … 128 operations after the first
+constexpr std::uint32_t kTriesMax = 7;          // 2, 4, 8, 16, 16 … operations apart, and over at least kTriesNs
+constexpr std::uint32_t kDistanceMax = 16;      // … to meet
+constexpr std::uint32_t kDistanceMet = 2;       // … once the peer is known to be there
+constexpr std::uint64_t kTriesNs = 50000000;
 constexpr std::uint32_t kPostponeMax = 64;      // upgrades that wait for a new pair before another pair is made
 constexpr std::uint32_t kAwaitTriesMax = 16;
-
-SpinLock g_rendezvous_lock;  // one step at a time in this process; whoever finds it taken tries at its next operation
+constexpr std::uint64_t kAwaitNs = 1000000000;   // a peer stopped for longer than this loses the stream to TCP
 
 void next_try_in(Stream* s, std::uint32_t operations) {
-  s->next_try.store_relaxed(s->operations.load_relaxed() + operations);  // relaxed: under the rendezvous lock
+  s->next_try.store_relaxed(s->operations.load_relaxed() + operations);  // relaxed: under the step lock
 }
 
 void drop_socket(Stream* s) {
@@ -44,13 +46,19 @@ void give_up(Stream* s, Reason reason) {
   make_plain(s, reason);
 }
 
-// Nobody there, or nothing arrived yet: again later, with growing distance, a bounded number of times.
+// Nobody there, or nothing arrived yet: again later, with growing distance. Enough tries must fail over enough time: a
+// stream in full flow makes its operations faster than a busy machine gives the peer a turn.
 void retry_or_give_up(Stream* s, Reason reason) {
-  if (++s->tries >= kTriesMax) {
+  const std::uint64_t now = now_ns();
+  if (s->tries == 0) s->first_try_ns = now;
+  if (s->tries < kTriesMax) ++s->tries;
+  if (s->tries == kTriesMax && now - s->first_try_ns > kTriesNs) {
     give_up(s, reason);
     return;
   }
-  next_try_in(s, 1u << s->tries);
+  const std::uint32_t most = s->rendezvous_step == kHello || s->rendezvous_step == kTake ? kDistanceMet : kDistanceMax;
+  const std::uint32_t distance = 1u << s->tries;
+  next_try_in(s, distance < most ? distance : most);
 }
 
 Reason reason_of(int error) {
@@ -59,7 +67,8 @@ Reason reason_of(int error) {
   return Reason::kSystem;
 }
 
-const ProcessId& own_id() {
+ProcessId own_id() {
+  const LockGuard guard(process().setup_lock);
   ProcessId& id = process().id;
   while (id.word[0] == 0) {
     if (::getrandom(&id, sizeof id, GRND_NONBLOCK) == sizeof id) continue;
@@ -105,7 +114,8 @@ bool peer_allowed(const Addresses& addresses, int socket) {
 
 // ------------------------------------------------------------------ claiming: nobody blocks in the kernel from here on
 
-// Takes both locks and closes the kernel path. False: some thread is inside a kernel call on the socket; later.
+// Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
+// then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.
 bool claim(Stream* s) {
   if (!s->send_lock.try_lock()) return false;
   if (!s->receive_lock.try_lock()) {
@@ -113,10 +123,13 @@ bool claim(Stream* s) {
     return false;
   }
   auto expected = static_cast<std::uint32_t>(State::kCandidate);
-  if (s->state.compare_exchange(expected, static_cast<std::uint32_t>(State::kClaimed))) {
+  const auto settling = static_cast<std::uint32_t>(State::kSettling);
+  if (s->state.compare_exchange(expected, settling) || expected == settling) {
     // SYNC: kernel_calls. A thread counts itself, then looks at the state; we set the state, then look at the count.
-    if (s->kernel_calls.load_relaxed() == 0) return true;  // relaxed: behind the compare-exchange
-    s->state.store_release(static_cast<std::uint32_t>(State::kCandidate));
+    if (s->kernel_calls.load_relaxed() == 0) {  // relaxed: behind the compare-exchange
+      s->state.store_release(static_cast<std::uint32_t>(State::kClaimed));
+      return true;
+    }
   }
   s->receive_lock.unlock();
   s->send_lock.unlock();
@@ -149,7 +162,6 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   const Gate gate;
   s->core->send.tcp_sent.store_relaxed(s->tcp_sent.load_relaxed());
   s->core->receive.tcp_received.store_relaxed(s->tcp_received.load_relaxed());
-  RingProducer::init(&outgoing(s).producer, &s->core->producer, capacity);
 }
 
 void detach_channel(Stream* s) {
@@ -283,7 +295,7 @@ bool make_channel(Stream* s, Pair* pair, int* channel_fd, Reason* reason) {
   s->channel->magic = kChannelMagic;
   s->channel->version = kLayoutVersion;
   s->channel->slot = s->slot;
-  s->channel->ring_capacity_max = capacity;
+  s->channel->ring_capacity = capacity;
   return true;
 }
 
@@ -403,11 +415,13 @@ void connector_await(Stream* s) {
   char byte = 0;
   const bool gone = s->rendezvous_fd < 0 ||
                     real().recv(s->rendezvous_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
-  if (gone || ++s->tries >= kAwaitTriesMax) {
+  const std::uint64_t now = now_ns();
+  if (s->tries++ == 0) s->first_try_ns = now;
+  if (gone || (s->tries >= kAwaitTriesMax && now - s->first_try_ns > kAwaitNs)) {
     withdraw(s, gone ? Reason::kPeerProtocol : Reason::kPeerAbsent);
     return;
   }
-  next_try_in(s, s->tries);
+  next_try_in(s, s->tries < kAwaitTriesMax ? s->tries : kAwaitTriesMax);
 }
 
 // ------------------------------------------------------------------ acceptor
@@ -619,7 +633,7 @@ bool begin(int fd, Stream* s, Addresses* addresses) {
 
 void take_step(int fd, Stream* s) {
   if (process().io_uring_seen.load_relaxed()) {  // relaxed: set once
-    if (state_of(s) == State::kCandidate) give_up(s, Reason::kIoUring);
+    if (state_of(s) != State::kOffered) give_up(s, Reason::kIoUring);
     return;
   }
   const State state = state_of(s);
@@ -627,7 +641,7 @@ void take_step(int fd, Stream* s) {
     connector_await(s);
     return;
   }
-  if (state != State::kCandidate) return;
+  if (state != State::kCandidate && state != State::kSettling) return;
   Addresses addresses = {};
   const bool needs_addresses = s->rendezvous_step == kMeet || s->rendezvous_step == kListen || s->rendezvous_step == kAccept;
   if (needs_addresses && !begin(fd, s, &addresses)) return;
@@ -635,7 +649,7 @@ void take_step(int fd, Stream* s) {
     case kMeet: connector_meet(s, addresses); break;
     case kHello: connector_hello(s); [[fallthrough]];
     case kOffer:
-      if (s->rendezvous_step == kOffer && state_of(s) == State::kCandidate) connector_offer(fd, s);
+      if (s->rendezvous_step == kOffer) connector_offer(fd, s);
       break;
     case kListen: acceptor_listen(s, addresses); break;
     case kAccept: acceptor_accept(s, addresses); break;
@@ -648,17 +662,15 @@ void take_step(int fd, Stream* s) {
 
 void after_operation(int fd, Stream* s) {
   const State state = state_of(s);
-  if (state != State::kCandidate && state != State::kOffered) return;
+  if (state == State::kPlain || state == State::kShared) return;
   const std::uint32_t operations = s->operations.fetch_add(1) + 1;
   std::uint32_t due = s->next_try.load_relaxed();  // relaxed: a count
   if (due == 0) due = process().settings.warmup + (s->connector ? 2 : 1);
   if (operations < due) return;
-  if (g_rendezvous_lock.held_by_this_thread() || !g_rendezvous_lock.try_lock()) return;
+  if (s->step_lock.held_by_this_thread() || !s->step_lock.try_lock()) return;
   const ErrnoSaver keep;
   if (fd_table().stream(fd) == s && !in_foreign_child()) take_step(fd, s);
-  g_rendezvous_lock.unlock();
+  s->step_lock.unlock();
 }
-
-SpinLock& rendezvous_lock() { return g_rendezvous_lock; }
 
 }  // namespace mpklink

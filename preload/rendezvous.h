@@ -9,6 +9,4 @@ namespace mpklink {
 // After an operation that moved bytes of a stream that is not shared yet: takes the next upgrade step when one is due.
 void after_operation(int fd, Stream* s);
 
-SpinLock& rendezvous_lock();
-
 }  // namespace mpklink

@@ -8,6 +8,7 @@
 #include "preload/assert.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
+#include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
 
@@ -58,7 +59,7 @@ void reset_stream(Stream* s) {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->kernel_calls, &s->next_try, &s->fds};
   for (auto* word : words) word->store_relaxed(0);
-  Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received};
+  Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns};
   for (auto* word : wide) word->store_relaxed(0);
 }
 
@@ -137,11 +138,21 @@ void enter_stream(int fd, Stream* stream) {
   if (!fd_table().set_stream(fd, stream)) free_stream(stream);
 }
 
-void count_plain(Reason reason) { process().counters.plain[static_cast<unsigned>(reason)].fetch_add(1); }
+void count_plain(Reason reason) {
+  const auto i = static_cast<unsigned>(reason);
+  process().counters.plain[i].fetch_add(1);
+  log(LogLevel::kInfo, "a connection stays on TCP [{}]: {} {}", kReasonTexts[i].slug, kReasonTexts[i].sentence,
+      kReasonTexts[i].remedy);
+}
 
 void make_plain(Stream* stream, Reason reason) {
   std::uint32_t expected = static_cast<std::uint32_t>(State::kCandidate);
   const auto plain = static_cast<std::uint32_t>(State::kPlain);
+  if (stream->state.compare_exchange(expected, plain)) {
+    count_plain(reason);
+    return;
+  }
+  expected = static_cast<std::uint32_t>(State::kSettling);
   if (stream->state.compare_exchange(expected, plain)) {
     count_plain(reason);
     return;
@@ -189,7 +200,6 @@ void account_ring_bytes(Stream* s) {
 }
 
 void drop_channel(Stream* s) {
-  MPKLINK_ASSERT(static_cast<unsigned>(managed(state_of(s)) && state_of(s) != State::kClaimed), ==, 0u);
   while (s->pins.load_acquire() != 0) sched_yield();  // bounded: pins last as long as a spin
   account_ring_bytes(s);
   process().guard.unmap(real().sys, reinterpret_cast<unsigned char*>(s->core));
@@ -205,6 +215,7 @@ void drop_channel(Stream* s) {
 void before_close(int fd, Stream* s) {
   const ErrnoSaver keep;
   detach_members(s);
+  if (s->operations.load_relaxed() != 0) make_plain(s, Reason::kShortLived);  // relaxed: the last descriptor is going
   if (managed(state_of(s))) close_managed(fd, s);
   close_hidden(s->rendezvous_fd);
   s->rendezvous_fd = -1;
@@ -260,6 +271,7 @@ void streams_forked_child() {
     s->send_lock.reset();
     s->receive_lock.reset();
     s->members_lock.reset();
+    s->step_lock.reset();
     s->pins.store_relaxed(0);
     s->kernel_calls.store_relaxed(0);
     close_hidden(s->rendezvous_fd);

@@ -17,13 +17,14 @@ enum class State : std::uint32_t {
   kFresh,      // made by socket(); not connected as far as we know
   kCandidate,  // connected; the kernel carries it, operations are counted
   kPlain,      // TCP for ever
-  // From here on no thread of this process blocks inside a kernel data call on the socket ("managed").
+  // From here on no thread of this process begins a kernel data call on the socket that may block ("managed").
+  kSettling,   // an upgrade step waits until those begun before have returned
   kClaimed,    // one thread is taking an upgrade step; it holds both locks
   kOffered,    // connector: the channel is with the peer
   kShared,     // accepted: each direction switches when its sender likes
 };
 
-inline bool managed(State s) { return s >= State::kClaimed; }
+inline bool managed(State s) { return s >= State::kSettling; }
 
 // What a forked child shares with its parent and the peer must not see or touch: a page of its own in front of the
 // channel, MAP_SHARED | MAP_ANONYMOUS, so that both processes move the same indices, as they do in the kernel.
@@ -69,6 +70,7 @@ struct Stream {
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
   Atomic<std::uint32_t> empty_reads;   // non-blocking reads that found nothing since the kernel was last asked
   Atomic<std::uint32_t> sends_after_fin;
+  Atomic<std::uint64_t> patience_ns;   // how long to sleep on TCP alone before looking again
   Atomic<std::uint32_t> gap_ns;        // learnt: how long a wait for data usually is (spin policy)
 
   // Before the upgrade.
@@ -76,8 +78,10 @@ struct Stream {
   Atomic<std::uint32_t> operations;    // that moved bytes
   Atomic<std::uint32_t> kernel_calls;  // threads inside (or about to enter) a kernel call on it that may block
   Atomic<std::uint64_t> tcp_sent, tcp_received;
+  SpinLock step_lock;                  // one thread takes its upgrade step; whoever finds it taken passes on
   Atomic<std::uint32_t> next_try;      // operation number of the next upgrade step
   std::uint32_t tries;
+  std::uint64_t first_try_ns;
   int rendezvous_fd;                   // the Unix socket of the step in hand, or -1
   std::uint8_t rendezvous_step;        // RendezvousStep
   ProcessId peer_id;

@@ -63,11 +63,11 @@ void poison(int fd, Stream* s) {
 }
 
 void count_tcp_received(Stream* s, std::uint64_t n) {
-  process().counters.tcp_rx.fetch_add(n);
   if (s->core == nullptr) {
     s->tcp_received.fetch_add(n);
     return;
   }
+  process().counters.tcp_rx.fetch_add(n);
   auto& count = s->core->receive.tcp_received;
   count.store_relaxed(count.load_relaxed() + n);  // relaxed: under the receive lock
 }
@@ -321,11 +321,11 @@ Route put_in_ring(Stream* s, const iovec* parts, int count, std::size_t skip, st
 }
 
 void count_tcp_sent(Stream* s, ssize_t n) {
-  process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
   if (s->core == nullptr) {
     s->tcp_sent.fetch_add(static_cast<std::uint64_t>(n));
     return;
   }
+  process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
   const Gate gate;
   tcp_sent(&s->core->send, static_cast<std::uint64_t>(n));
 }

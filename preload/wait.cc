@@ -20,6 +20,7 @@ namespace mpklink {
 namespace {
 
 constexpr std::uint64_t kSlowLookNs = 2000000;      // no bell can reach us: look by time
+constexpr std::uint64_t kPatienceMaxNs = 1000000000;
 constexpr std::uint64_t kOrphanLookNs = 50000000;   // after FIN the kernel has no more news of a peer that dies
 
 static_assert(POLLIN == EPOLLIN && POLLOUT == EPOLLOUT && POLLERR == EPOLLERR && POLLHUP == EPOLLHUP);
@@ -174,12 +175,16 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   return n;
 }
 
-// poll on the socket alone: the stream is managed but has no channel yet, or lost it.
-Waited wait_kernel(int fd, std::uint32_t event, std::uint64_t deadline_ns) {
+// poll on the socket alone: the stream is managed but has no channel yet, or lost it. Not counted as a kernel call, so an
+// upgrade step may pass this thread; the last bytes over TCP wake it, or, when another thread takes those, the cap does.
+Waited wait_kernel(Stream* s, int fd, std::uint32_t event, std::uint64_t deadline_ns) {
   pollfd p = {fd, static_cast<short>(event), 0};
   timespec timeout = {};
   bool capped = false;
-  const int n = real().ppoll(&p, 1, remaining(deadline_ns, kOrphanLookNs, &timeout, &capped), nullptr);
+  std::uint64_t cap = s->patience_ns.load_relaxed();  // relaxed: a hint
+  cap = cap == 0 ? kOrphanLookNs : cap < kPatienceMaxNs ? 2 * cap : cap;
+  s->patience_ns.store_relaxed(cap);
+  const int n = real().ppoll(&p, 1, remaining(deadline_ns, cap, &timeout, &capped), nullptr);
   if (n < 0) return Waited::kInterrupted;
   return n > 0 || capped ? Waited::kReady : Waited::kTimeout;
 }
@@ -200,7 +205,7 @@ bool may_spin(Pair* pair, std::uint32_t our_side) {
 }
 
 Waited wait_stream(Stream* s, int fd, std::uint32_t event, std::uint64_t deadline_ns) {
-  if (!pin(s)) return wait_kernel(fd, event, deadline_ns);
+  if (!pin(s)) return wait_kernel(s, fd, event, deadline_ns);
   const std::uint64_t start = now_ns();
   if (spin_on(s, event)) {
     process().counters.spin_hits.fetch_add(1);

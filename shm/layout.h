@@ -20,20 +20,14 @@ constexpr std::size_t kPage = 4096;
 // One direction of a stream. The producer writes its line, the consumer its own; want_space is the one word both write.
 struct alignas(64) ProducerLine {
   Atomic<std::uint64_t> tail;        // bytes ever written to the ring
-  Atomic<std::uint64_t> mask;        // capacity - 1; changes only while the ring is empty
+  Atomic<std::uint64_t> base;        // the position at data[0]; changes only while the ring is empty
   Atomic<std::uint64_t> switch_at;   // 0: not yet; n + 1: the ring starts after n bytes of TCP
   Atomic<std::uint64_t> ring_end;    // 0: none; n + 1: after n ring bytes the stream goes on over TCP
-  Atomic<std::uint32_t> want_space;  // SpaceWish: the producer found the ring full; the consumer takes it with exchange
+  Atomic<std::uint32_t> want_space;  // 1: the producer found the ring full; the consumer takes the wish with exchange
 };
 struct alignas(64) ConsumerLine {
   Atomic<std::uint64_t> head;    // bytes ever taken from the ring
   Atomic<std::uint32_t> closed;  // 1: the consumer's last descriptor was closed; nobody will read again
-};
-
-enum SpaceWish : std::uint32_t {
-  kNoWish = 0,
-  kWishHalf = 1,   // wake me when half of the ring is free
-  kWishEmpty = 2,  // wake me when it is empty: I want to grow it
 };
 
 struct Direction {
@@ -48,7 +42,7 @@ struct ChannelHeader {
   std::uint64_t magic;
   std::uint32_t version;
   std::uint32_t slot;               // bit number of this stream on the board
-  std::uint64_t ring_capacity_max;  // bytes per direction, a power of two
+  std::uint64_t ring_capacity;      // bytes per direction, a power of two
   alignas(64) Atomic<std::uint32_t> accept_state;  // AcceptState, moved from kOffered by compare-exchange only
   // Up to four pollers of side s to notify: 16-bit fields, poller number + 1, 0 = free. Written by side s only.
   struct alignas(64) Waiters {
@@ -59,7 +53,7 @@ struct ChannelHeader {
 static_assert(offsetof(ChannelHeader, accept_state) == 64);
 static_assert(offsetof(ChannelHeader, waiters) == 128);
 static_assert(offsetof(ChannelHeader, direction) == 256);
-static_assert(offsetof(ProducerLine, tail) == 0 && offsetof(ProducerLine, mask) == 8);
+static_assert(offsetof(ProducerLine, tail) == 0 && offsetof(ProducerLine, base) == 8);
 static_assert(offsetof(ProducerLine, switch_at) == 16 && offsetof(ProducerLine, ring_end) == 24);
 static_assert(offsetof(ProducerLine, want_space) == 32);
 static_assert(offsetof(ConsumerLine, head) == 0 && offsetof(ConsumerLine, closed) == 8);

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Single-producer single-consumer byte ring over memory the caller gives, one per direction.
 //
-// Invariants. Positions are bytes since the upgrade: 64 bit, monotonic, position p lives at data[p & mask].
-//   head <= tail <= head + mask + 1. Each end keeps its own index in private memory (ProducerState, ConsumerState) and only
+// Invariants. Positions are bytes since the upgrade: 64 bit, monotonic; position p lives at data[(p - base) & mask].
+//   head <= tail <= head + capacity. Each end keeps its own index in private memory (ProducerState, ConsumerState) and only
 //   publishes it; the other end's index is loaded once, checked against the invariant, then used. A lie makes `refresh`
-//   return false and the stream fails; it never moves an access out of data[0, capacity_max).
-// Elastic: the mask changes only while the producer knows the ring empty (head == tail), so no live byte is ever looked up
-//   under two masks. It is stored before the tail that makes it matter, and the consumer loads it after that tail.
+//   return false and the stream fails; no value of head, tail or base moves an access out of data[0, capacity).
+// Elastic: a ring that is emptied again and again starts over at data[0] (the producer moves `base` up to tail), so small
+//   messages use its first page only, whatever its capacity, and memory is touched as bursts need it. base changes only
+//   while the producer knows the ring empty (head == tail), so no live byte is ever looked up under two bases; it is stored
+//   before the tail that makes it matter, and the consumer loads it after that tail.
 // Sleeping: `publish` of either end is an exchange, hence a full fence: what is stored before it is visible to whoever
 //   stores its wish to be woken (want_space, waiters, armed) and then looks at the index again (shm/ready.h).
 #pragma once
@@ -21,8 +23,7 @@ namespace mpklink {
 // threads look at them without the stream's lock.
 struct ProducerState {
   Atomic<std::uint64_t> tail;
-  Atomic<std::uint64_t> mask;
-  Atomic<std::uint32_t> want_grow;
+  Atomic<std::uint64_t> base;
 };
 struct ConsumerState {
   Atomic<std::uint64_t> head;
@@ -30,51 +31,47 @@ struct ConsumerState {
 
 class RingProducer {
  public:
-  // `data` has capacity_max bytes. State and line must have gone through `init` once.
-  RingProducer(ProducerLine* mine, ConsumerLine* peer, ProducerState* state, unsigned char* data,
-               std::uint64_t capacity_max)
-      : mine_(mine), peer_(peer), state_(state), data_(data), capacity_max_(capacity_max) {}
-  static void init(ProducerLine* line, ProducerState* state, std::uint64_t capacity);
+  // `data` has `capacity` bytes, a power of two of at least 8. Lines and state start zeroed.
+  RingProducer(ProducerLine* mine, ConsumerLine* peer, ProducerState* state, unsigned char* data, std::uint64_t capacity)
+      : mine_(mine), peer_(peer), state_(state), data_(data), capacity_(capacity) {}
 
-  // Loads the consumer's index and grows an empty ring that was found full. False: the peer's index is impossible.
+  // Loads the consumer's index. False: it is impossible.
   [[nodiscard]] bool refresh();
-  std::uint64_t space() const { return capacity() - used_; }
   std::uint64_t used() const { return used_; }
-  std::uint64_t capacity() const { return mask_ + 1; }
-  // Copies up to space() bytes behind what was written since the last publish. Returns the bytes copied.
+  std::uint64_t space() const { return capacity_ - used_; }
+  // Copies up to space() bytes behind what was written since the last publish. Returns the bytes copied. Send lock held.
   std::size_t write(const void* from, std::size_t n);
-  // The longest free contiguous piece, to be filled by the caller (a file read straight into the ring), then `advance`.
-  unsigned char* contiguous(std::size_t* n);
-  void advance(std::size_t n) { tail_ += n, used_ += n; }
   void publish();
   // The ring is full and the producer wants to be told of space. Returns true when there is space now after all.
   [[nodiscard]] bool wish_space(bool* corrupt);
   // Whether a poll for writing should say yes: like TCP, not for every single free byte.
-  bool writable() const { return state_->want_grow.load_relaxed() ? used_ == 0 : space() * 2 >= capacity(); }
+  bool writable() const { return space() * 2 >= capacity_; }
 
  private:
+  void start_over();
+
   ProducerLine* mine_;
   ConsumerLine* peer_;
   ProducerState* state_;
   unsigned char* data_;
-  std::uint64_t capacity_max_;
-  std::uint64_t tail_ = 0, mask_ = 0, used_ = 0;
+  std::uint64_t capacity_;
+  std::uint64_t tail_ = 0, used_ = 0;
 };
 
 class RingConsumer {
  public:
   RingConsumer(ConsumerLine* mine, ProducerLine* peer, ConsumerState* state, const unsigned char* data,
-               std::uint64_t capacity_max)
-      : mine_(mine), peer_(peer), state_(state), data_(data), capacity_max_(capacity_max) {}
+               std::uint64_t capacity)
+      : mine_(mine), peer_(peer), state_(state), data_(data), capacity_(capacity) {}
 
-  // Loads the producer's tail, then its mask. False: impossible values.
+  // Loads the producer's tail, then its base. False: an impossible tail.
   [[nodiscard]] bool refresh();
   std::uint64_t available() const { return available_; }
   // Copies up to `n` bytes starting `offset` bytes behind the head, without consuming.
   std::size_t peek(std::uint64_t offset, void* to, std::size_t n) const;
   void consume(std::size_t n) { head_ += n, available_ -= n; }
   void publish();
-  // After publish: true when the producer wished to be woken and the wish is fulfilled; the wish is taken.
+  // After publish: true when the producer wished to be woken and half of the ring is free; the wish is taken.
   [[nodiscard]] bool take_wish();
 
  private:
@@ -82,8 +79,8 @@ class RingConsumer {
   ProducerLine* peer_;
   ConsumerState* state_;
   const unsigned char* data_;
-  std::uint64_t capacity_max_;
-  std::uint64_t head_ = 0, mask_ = 0, available_ = 0;
+  std::uint64_t capacity_;
+  std::uint64_t head_ = 0, base_ = 0, available_ = 0;
 };
 
 }  // namespace mpklink

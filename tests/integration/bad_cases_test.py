@@ -93,7 +93,8 @@ def test_receiver_killed(bench, flow):
         time.sleep(delay_ms / 1000)
         kill(bench, receiver, receiver_side)
         moved, end = pump_result(sender)
-        assert end in ("ECONNRESET", "EPIPE"), end
+        # In the warm-up the sender may be reading itself, and see the end of file of an orderly-looking death.
+        assert end in ("ECONNRESET", "EPIPE") or (end == "EOF" and moved <= 4000), (moved, end)
     bench.assert_ring(streams=2, min_bytes=20_000, sides=[OTHER[receiver_side]])
 
 

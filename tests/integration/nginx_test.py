@@ -168,8 +168,8 @@ def test_prefork(bench, docroot):
 def test_reload(bench, docroot, workers):
     """`nginx -s reload` again and again under load: no request fails (http_load.py says what counts as failed)."""
     nginx = Nginx(bench, docroot.dir, workers=workers)
-    client = bench.start(load(nginx, "--connections=8", "--seconds=5", docroot=docroot), CLIENT, name="load")
-    time.sleep(0.7)
+    client = bench.start(load(nginx, "--connections=8", "--seconds=3", docroot=docroot), CLIENT, name="load")
+    time.sleep(0.5)
     for _ in range(5):
         before = nginx.worker_pids()
         nginx.reload()
@@ -177,7 +177,8 @@ def test_reload(bench, docroot, workers):
         while set(before) & set(nginx.worker_pids()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not set(before) & set(nginx.worker_pids()), "old workers did not end within 10 s of a reload"
-        time.sleep(0.4)
+        time.sleep(0.3)
+    assert client.running(), "the load ended before the last reload"
     text = client.finish()
     assert "failed 0" in text, text
     nginx.stop()

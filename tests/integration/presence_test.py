@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from harness import BUILD, CLIENT, SERVER, SO, Combo, Side, eventually
+from harness import CLIENT, PYTHON, SCRIPTS, SERVER, SO, Combo, eventually
 from servers import Nginx
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root")
@@ -26,9 +26,9 @@ class IdlePair:
     def __init__(self, bench, wait="poll", connections=1):
         self.bench = bench
         options = [f"--wait={wait}", f"--connections={connections}"]
-        self.server = bench.start([bench.program("idle"), "server", *options], SERVER, name="server")
+        self.server = bench.start([bench.program("idle"), "server", *options], SERVER, name=f"server-{wait}")
         self.client = bench.start(
-            [bench.program("idle"), "client", f"--port={self.server.port()}", *options], CLIENT, name="client", stdin=subprocess.PIPE
+            [bench.program("idle"), "client", f"--port={self.server.port()}", *options], CLIENT, name=f"client-{wait}", stdin=subprocess.PIPE
         )
         self.procs = (self.server, self.client)
         for proc in self.procs:
@@ -54,7 +54,7 @@ def cpu_ticks(pid) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def voluntary_switches(pid) -> int:
+def context_switches(pid) -> int:
     text = pathlib.Path(f"/proc/{pid}/status").read_text()
     return sum(int(n) for n in re.findall(r"ctxt_switches:\s*(\d+)", text))
 
@@ -110,16 +110,20 @@ def test_no_thread_and_no_low_descriptor(bench):
 
 
 @neither_and_both
-@pytest.mark.parametrize("wait", ["recv", "poll", "select", "epoll", "epoll-et"])
-def test_idle_costs_nothing(bench, wait):
+def test_idle_costs_nothing(bench):
     """Upgraded streams on which nothing happens: no CPU time and not one wake-up in 3 s, however the program waits."""
-    pair = IdlePair(bench, wait, connections=1 if wait == "recv" else 20)
-    before = [(cpu_ticks(p.pid), voluntary_switches(p.pid)) for p in pair.procs]
+    waits = {"recv": 1, "poll": 20, "select": 20, "epoll": 20, "epoll-et": 20}
+    pairs = {wait: IdlePair(bench, wait, connections) for wait, connections in waits.items()}
+    procs = [(f"{p.name} in {wait}", p.pid) for wait, pair in pairs.items() for p in pair.procs]
+    before = {name: (cpu_ticks(pid), context_switches(pid)) for name, pid in procs}
     time.sleep(3)
-    after = [(cpu_ticks(p.pid), voluntary_switches(p.pid)) for p in pair.procs]
-    assert after == before, "an idle process ran"
-    pair.end()
-    bench.assert_ring(streams=1 if wait == "recv" else 20, min_bytes=10_000, exact=True, conserved=True)
+    after = {name: (cpu_ticks(pid), context_switches(pid)) for name, pid in procs}
+    busy = {name: (before[name], after[name]) for name, _ in procs if before[name] != after[name]}
+    assert not busy, f"idle processes ran (ticks, switches before and after): {busy}"
+    for pair in pairs.values():
+        pair.end()
+    streams = sum(waits.values())
+    bench.assert_ring(streams=streams, min_bytes=streams * 5000, exact=True, conserved=True)
 
 
 @neither_and_both
@@ -151,16 +155,14 @@ def test_idle_makes_no_system_calls(bench):
 @neither_and_both
 def test_idle_nginx(bench, docroot):
     """nginx with idle upgraded keep-alive connections does not run either."""
-    from harness import PYTHON, SCRIPTS
-
     nginx = Nginx(bench, docroot.dir)
     client = bench.start([PYTHON, SCRIPTS / "http_hold.py", nginx.port, 10], CLIENT, stdin=subprocess.PIPE, name="client")
     client.wait_line("^HOLDING$")
     [worker] = nginx.worker_pids()
     time.sleep(0.3)
-    before = cpu_ticks(worker), voluntary_switches(worker)
+    before = cpu_ticks(worker), context_switches(worker)
     time.sleep(3)
-    assert (cpu_ticks(worker), voluntary_switches(worker)) == before
+    assert (cpu_ticks(worker), context_switches(worker)) == before
     client.stdin.close()
     client.finish()
     nginx.stop()
@@ -170,7 +172,7 @@ def test_idle_nginx(bench, docroot):
 @needs_root
 @neither_and_both
 def test_proc_not_mounted(bench):
-    """An empty /proc: everything works, and either the ring is used or a reason is counted."""
+    """An empty /proc, as in some containers and sandboxes: nothing in the design needs it, so the ring is used."""
     options = "--connections=4 --rounds=100"
     prog = bench.program("echo_threads")
     script = """
@@ -188,10 +190,7 @@ def test_proc_not_mounted(bench):
         env={"CLIENT_PRELOAD": client.get("LD_PRELOAD", ""), "CLIENT_STATS": client.get("MPKLINK_STATS", "")},
     )  # fmt: skip
     assert out.read_text().count("EXIT-SUCCESS") == 2, out.read_text()
-    for side in bench.sides():
-        stats = bench.stats(side)
-        assert stats.upgraded > 0 or sum(stats.plain.values()) > 0, str(stats)
-    bench.assert_gates()
+    bench.assert_ring(streams=4, min_bytes=100_000, exact=True, conserved=True)
 
 
 @only_both

@@ -43,5 +43,5 @@ VARIANTS = {
 # (combo, settings) and their names, for parametrisation.
 COMBO_VARIANTS = [(combo, {}) for combo in Combo] + [(Combo.BOTH, settings) for settings in VARIANTS.values()]
 COMBO_VARIANT_IDS = [combo.value for combo in Combo] + [f"both-{name}" for name in VARIANTS]
-ONE_PROCESS_VARIANTS = [(combo, {}) for combo in (Combo.NEITHER, Combo.BOTH)] + COMBO_VARIANTS[4:]
-ONE_PROCESS_IDS = ["neither", "both"] + COMBO_VARIANT_IDS[4:]
+ONE_PROCESS_VARIANTS = [(Combo.NEITHER, {}), (Combo.BOTH, {}), (Combo.BOTH, VARIANTS["mprotect"]), (Combo.BOTH, VARIANTS["tiny"])]
+ONE_PROCESS_IDS = ["neither", "both", "both-mprotect", "both-tiny"]

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The promises of TCP, call by call: tests/programs/semantics_*.cc, as two processes and as one."""
 
+import subprocess
+
 import pytest
 
-from harness import SERVER
+from harness import PROGRAMS, SERVER
 from program_cases import (
     BEYOND, CASES, COMBO_VARIANT_IDS, COMBO_VARIANTS, NOT_IN_ONE_PROCESS, ONE_PROCESS_IDS, ONE_PROCESS_VARIANTS,
 )  # fmt: skip
@@ -47,9 +49,5 @@ def test_fortified(bench, case):
 @pytest.mark.parametrize("program", CASES)
 @pytest.mark.parametrize("combo", [None], ids=["neither"])
 def test_all_cases_are_run(program, combo):
-    import subprocess
-
-    from harness import PROGRAMS
-
     listed = subprocess.run([PROGRAMS / program, "list"], capture_output=True, text=True, check=True, timeout=10).stdout.split()
     assert listed == CASES[program]

@@ -40,7 +40,7 @@ def assert_nearly_all_over_ring(bench, share=0.9):
 @pytest.mark.parametrize("connections", [1, 64])
 def test_small_responses(bench, docroot, connections):
     nginx = Nginx(bench, docroot.dir)
-    report = wrk(bench, nginx.url("hello"), connections, seconds=3)
+    report = wrk(bench, nginx.url("hello"), connections, seconds=2)
     nginx.stop()
     report.assert_clean()
     # Exactly so many: a connection that broke would have been made again.
@@ -61,7 +61,7 @@ def test_settings(bench, docroot, settings):
 
 def test_big_responses(bench, docroot):
     nginx = Nginx(bench, docroot.dir)
-    report = wrk(bench, nginx.url("f2m"), 8, seconds=2)
+    report = wrk(bench, nginx.url("f2m"), 8, seconds=1)
     nginx.stop()
     report.assert_clean()
     bench.assert_ring(streams=8, min_bytes=report.requests * 1_000_000, exact=True)
@@ -70,7 +70,7 @@ def test_big_responses(bench, docroot):
 def test_prefork(bench, docroot):
     """Four workers, two wrk threads."""
     nginx = Nginx(bench, docroot.dir, workers=4)
-    report = wrk(bench, nginx.url("f100k"), 64, seconds=3, threads=2)
+    report = wrk(bench, nginx.url("f100k"), 64, seconds=2, threads=2)
     nginx.stop()
     report.assert_clean()
     bench.assert_ring(streams=64, min_bytes=report.requests * 50_000, exact=True)
@@ -78,7 +78,7 @@ def test_prefork(bench, docroot):
 
 def test_many_connections(bench, docroot):
     nginx = Nginx(bench, docroot.dir)
-    report = wrk(bench, nginx.url("hello"), 256, seconds=3, threads=2)
+    report = wrk(bench, nginx.url("hello"), 256, seconds=2, threads=2)
     nginx.stop()
     report.assert_clean()
     bench.assert_ring(streams=256, min_bytes=report.requests * 50, exact=True)
@@ -102,7 +102,7 @@ def test_ten_million_requests(bench, docroot):
 def test_connection_close(bench, docroot):
     """A connection per request, as fast as possible: no failure, whatever carries it."""
     nginx = Nginx(bench, docroot.dir)
-    argv = ["wrk", "-t1", "-c16", "-d2s", "-H", "Connection: close", nginx.url("hello")]
+    argv = ["wrk", "-t1", "-c16", "-d1s", "-H", "Connection: close", nginx.url("hello")]
     report = WrkReport(bench.run(argv, CLIENT))
     nginx.stop()
     assert report.requests > 0 and report.bad_responses == 0, report.text

@@ -334,12 +334,12 @@ Options options(const char* name, Reduction reduction = Reduction::kStates) {
 }
 
 void require_right(const Result& result) {
-  WARN(result.report());
+  INFO(result.report());
   REQUIRE(result.exhausted);
 }
 
 void require_found(const Result& result, const char* message) {
-  WARN(result.report());
+  INFO(result.report());
   REQUIRE(result.failed);
   CHECK(result.message.find(message) != std::string::npos);
 }

@@ -138,19 +138,8 @@ void nonblock_server(int fd, const Sync& sync) {
   pattern_check(buffer, 90, kUp, 60);
   CHECK_ERRNO(recv(fd, buffer, 1, 0), EAGAIN);
   // Writing until the buffers are full, told to the peer, which then reads exactly that.
-  uint64_t written = 0;
-  for (;;) {
-    char chunk[10000];
-    pattern_fill(chunk, sizeof chunk, kDown, written);
-    const ssize_t n = send(fd, chunk, sizeof chunk, MSG_NOSIGNAL);
-    if (n < 0) {
-      CHECK_EQ(errno, EAGAIN);
-      break;
-    }
-    CHECK(n > 0);
-    written += static_cast<uint64_t>(n);
-  }
-  CHECK(written >= 2048);
+  const uint64_t written = fill_up(fd, kDown, 0);
+  set_nonblocking(fd);
   CHECK_ERRNO(send(fd, buffer, 1, MSG_NOSIGNAL | MSG_DONTWAIT), EAGAIN);
   CHECK_ERRNO(write(fd, buffer, 1), EAGAIN);
   CHECK_ERRNO(writev(fd, &iov, 1), EAGAIN);

@@ -90,20 +90,10 @@ class Watched {
     recv_pattern(fd_, kUp, taken_, bytes);
     taken_ += bytes;
   }
-  // Writes until EAGAIN; the number of bytes.
+  // Writes until nothing fits; the number of bytes.
   size_t fill() {
-    set_nonblocking(fd_);
-    size_t total = 0;
-    for (;;) {
-      char chunk[8192];
-      pattern_fill(chunk, sizeof chunk, kDown, written_);
-      const ssize_t n = send(fd_, chunk, sizeof chunk, MSG_NOSIGNAL);
-      if (n < 0) break;
-      total += static_cast<size_t>(n);
-      written_ += static_cast<size_t>(n);
-    }
-    CHECK_EQ(errno, EAGAIN);
-    set_nonblocking(fd_, false);
+    const size_t total = fill_up(fd_, kDown, written_);
+    written_ += total;
     return total;
   }
   void expect_would_block() const {
@@ -167,7 +157,7 @@ void edge_out_server(int fd, const Sync& sync) {
   CHECK_EQ(w.wait(), EPOLLOUT);  // ready when added: reported once
   w.quiet();
   const size_t full = w.fill();
-  CHECK(full >= 2048);
+  (void)w.now();  // room that TCP made while it was being filled
   w.quiet();
   w.order(kDrain, static_cast<int>(full));
   CHECK_EQ(w.wait() & ~uint32_t{EPOLLIN}, EPOLLOUT);  // room again: an edge

@@ -216,23 +216,14 @@ void select_server(int fd, const Sync& sync) {
 
 // A full stream is not writable until the peer has read.
 void pollout_server(int fd, const Sync& sync) {
-  set_nonblocking(fd);
-  uint64_t written = 0;
-  char chunk[8192];
-  for (;;) {
-    pattern_fill(chunk, sizeof chunk, kDown, written);
-    const ssize_t n = send(fd, chunk, sizeof chunk, MSG_NOSIGNAL);
-    if (n < 0) break;
-    written += static_cast<uint64_t>(n);
-  }
-  CHECK_EQ(errno, EAGAIN);
+  const uint64_t written = fill_up(fd, kDown, 0);
+  char next = static_cast<char>(pattern_byte(kDown, written));
   struct pollfd p = {fd, POLLOUT, 0};
   CHECK_EQ(poll(&p, 1, 100), 0);
   CHECK_EQ(write(sync.fd(), &written, sizeof written), sizeof written);  // now the peer reads
   CHECK_EQ(poll(&p, 1, 5000), 1);
   CHECK_EQ(p.revents, POLLOUT);
-  pattern_fill(chunk, 1, kDown, written);
-  CHECK_EQ(send(fd, chunk, 1, MSG_NOSIGNAL), 1);
+  CHECK_EQ(send(fd, &next, 1, MSG_NOSIGNAL), 1);
   sync.wait();
   close(fd);
 }
@@ -290,16 +281,8 @@ void eintr_restart_server(int fd, const Sync& sync) {
 
 void eintr_send_server(int fd, const Sync& sync) {
   handle(SIGUSR1, 0);
-  set_nonblocking(fd);
-  uint64_t written = 0;
-  char chunk[8192];
-  for (;;) {
-    pattern_fill(chunk, sizeof chunk, kDown, written);
-    const ssize_t n = send(fd, chunk, sizeof chunk, MSG_NOSIGNAL);
-    if (n < 0) break;
-    written += static_cast<uint64_t>(n);
-  }
-  set_nonblocking(fd, false);
+  const uint64_t written = fill_up(fd, kDown, 0);
+  char chunk[8192] = {};
   Alarm alarm = {pthread_self(), 100};
   const pthread_t thread = start_thread(run_alarm, &alarm);
   CHECK_ERRNO(send(fd, chunk, sizeof chunk, MSG_NOSIGNAL), EINTR);

@@ -184,6 +184,41 @@ inline void recv_pattern(int fd, uint64_t seed, uint64_t offset, size_t length) 
   }
 }
 
+inline void set_nonblocking(int fd, bool on = true) {
+  const int flags = fcntl(fd, F_GETFL);
+  CHECK(flags >= 0);
+  CHECK_EQ(fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK), 0);
+}
+
+inline void sleep_ms(long ms) {
+  struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+  while (nanosleep(&t, &t) != 0 && errno == EINTR) {
+  }
+}
+
+// Sends the pattern from `offset` on until nothing more fits, also a little later (TCP makes room by itself for a while). Leaves the
+// socket blocking. The number of bytes sent.
+inline uint64_t fill_up(int fd, uint64_t seed, uint64_t offset) {
+  const uint64_t start = offset;
+  set_nonblocking(fd);
+  for (int quiet = 0; quiet < 3; quiet++) {
+    char chunk[8192];
+    for (;;) {
+      pattern_fill(chunk, sizeof chunk, seed, offset);
+      const ssize_t n = send(fd, chunk, sizeof chunk, MSG_NOSIGNAL);
+      if (n < 0) break;
+      CHECK(n > 0);
+      offset += static_cast<uint64_t>(n);
+      quiet = 0;
+    }
+    CHECK_EQ(errno, EAGAIN);
+    sleep_ms(20);
+  }
+  set_nonblocking(fd, false);
+  CHECK(offset - start >= 2048);
+  return offset - start;
+}
+
 inline void expect_eof(int fd) {
   char byte;
   CHECK_EQ(recv(fd, &byte, 1, 0), 0);
@@ -207,12 +242,6 @@ inline void warm_server(int fd, int trips = kWarmTrips) {
   }
 }
 
-inline void set_nonblocking(int fd, bool on = true) {
-  const int flags = fcntl(fd, F_GETFL);
-  CHECK(flags >= 0);
-  CHECK_EQ(fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK), 0);
-}
-
 // A value the compiler knows nothing about: for the wrong arguments it would warn of.
 template <typename T>
 T hidden(T value) {
@@ -224,12 +253,6 @@ inline int64_t now_ms() {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
-inline void sleep_ms(long ms) {
-  struct timespec t = {ms / 1000, ms % 1000 * 1000000};
-  while (nanosleep(&t, &t) != 0 && errno == EINTR) {
-  }
 }
 
 // ---- sockets ----------------------------------------------------------------------------------------------------------

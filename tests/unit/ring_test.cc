@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+// The ring against a plain queue: every short sequence of operations at the smallest sizes, long random ones at all sizes.
+#include "shm/ring.h"
+
+#include <catch2/catch.hpp>
+#include <cstdlib>
+#include <deque>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace mpklink;
+
+namespace {
+
+// Both ends over one memory, with guard bytes behind the ring that must never change.
+class Harness {
+ public:
+  explicit Harness(std::size_t capacity, std::uint64_t start = 0) : capacity_(capacity), data_(capacity + kGuard, 0xee) {
+    producer_state_.tail.store_relaxed(start);
+    consumer_state_.head.store_relaxed(start);
+    direction_.producer.tail.store_relaxed(start);
+    direction_.consumer.head.store_relaxed(start);
+  }
+
+  RingProducer producer() {
+    return {&direction_.producer, &direction_.consumer, &producer_state_, data_.data(), capacity_};
+  }
+  RingConsumer consumer() {
+    return {&direction_.consumer, &direction_.producer, &consumer_state_, data_.data(), capacity_};
+  }
+
+  void send(std::size_t n) {
+    std::vector<unsigned char> bytes(n);
+    for (auto& b : bytes) b = next_++;
+    RingProducer p = producer();
+    REQUIRE(p.refresh());
+    REQUIRE(p.used() == queue_.size());
+    const std::size_t taken = p.write(bytes.data(), n);
+    REQUIRE(taken == std::min(n, capacity_ - queue_.size()));
+    p.publish();
+    queue_.insert(queue_.end(), bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(taken));
+    next_ = static_cast<unsigned char>(next_ - (n - taken));
+  }
+
+  void receive(std::size_t n) {
+    std::vector<unsigned char> bytes(n + 1, 0xcc);
+    RingConsumer c = consumer();
+    REQUIRE(c.refresh());
+    REQUIRE(c.available() == queue_.size());
+    const std::size_t expected = std::min(n, queue_.size());
+    const std::size_t half = expected / 2;
+    REQUIRE(c.peek(half, bytes.data(), n - half) == expected - half);
+    for (std::size_t i = half; i < expected; ++i) REQUIRE(bytes[i - half] == queue_[i]);
+    REQUIRE(c.peek(0, bytes.data(), n) == expected);
+    for (std::size_t i = 0; i < expected; ++i) REQUIRE(bytes[i] == queue_[i]);
+    REQUIRE(bytes[n] == 0xcc);
+    c.consume(expected);
+    c.publish();
+    queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(expected));
+  }
+
+  void check_guard() const {
+    for (std::size_t i = capacity_; i < data_.size(); ++i) REQUIRE(data_[i] == 0xee);
+  }
+
+  Direction direction_;
+
+ private:
+  static constexpr std::size_t kGuard = 64;
+  std::size_t capacity_;
+  std::vector<unsigned char> data_;
+  ProducerState producer_state_;
+  ConsumerState consumer_state_;
+  std::deque<unsigned char> queue_;
+  unsigned char next_ = 1;
+};
+
+unsigned seed_of_run() {
+  const char* replay = std::getenv("MPKLINK_SEED");
+  return replay != nullptr ? static_cast<unsigned>(std::strtoul(replay, nullptr, 10)) : std::random_device()();
+}
+
+}  // namespace
+
+TEST_CASE("ring: every sequence of six operations at the smallest capacities", "[ring]") {
+  const std::size_t capacity = GENERATE(8, 16, 32, 64);
+  const std::vector<std::size_t> sizes = {1, capacity / 2 + 1, capacity - 1, capacity + 3};
+  const std::size_t kinds = sizes.size() * 2;
+  std::size_t sequences = 1;
+  for (int i = 0; i < 6; ++i) sequences *= kinds;
+  // 2^64 is crossed in every run: positions must wrap like any other.
+  const std::uint64_t start = ~std::uint64_t{0} - capacity;
+  for (std::size_t code = 0; code < sequences; ++code) {
+    Harness ring(capacity, start);
+    for (std::size_t rest = code, i = 0; i < 6; ++i, rest /= kinds) {
+      const std::size_t kind = rest % kinds;
+      if (kind < sizes.size()) {
+        ring.send(sizes[kind]);
+      } else {
+        ring.receive(sizes[kind - sizes.size()]);
+      }
+    }
+    ring.check_guard();
+  }
+}
+
+TEST_CASE("ring: random operations equal a queue", "[ring]") {
+  const std::size_t capacity = GENERATE(8, 16, 64, 128, 4096, 16384, 65536);
+  const unsigned seed = seed_of_run();
+  INFO("MPKLINK_SEED=" << seed << " capacity=" << capacity);
+  std::mt19937 random(seed);
+  Harness ring(capacity);
+  for (int i = 0; i < 20000; ++i) {
+    const std::size_t most = random() % 4 == 0 ? 2 * capacity : capacity / 4 + 1;
+    const std::size_t n = 1 + random() % most;
+    if (random() % 2 == 0) {
+      ring.send(n);
+    } else {
+      ring.receive(n);
+    }
+  }
+  ring.check_guard();
+}
+
+TEST_CASE("ring: an emptied ring uses its first page again", "[ring]") {
+  Harness ring(65536);
+  for (int i = 0; i < 1000; ++i) {
+    ring.send(1500);
+    ring.receive(1500);
+  }
+  RingProducer p = ring.producer();
+  REQUIRE(p.refresh());
+  const std::uint64_t distance = ring.direction_.producer.tail.load_relaxed() - ring.direction_.producer.base.load_relaxed();
+  REQUIRE(distance <= kPage);
+}
+
+TEST_CASE("ring: a peer's impossible indices are refused and touch nothing", "[ring]") {
+  const std::size_t capacity = 64;
+  const std::uint64_t lie = GENERATE(std::uint64_t{65}, std::uint64_t{1} << 32, ~std::uint64_t{0}, ~std::uint64_t{0} - 70);
+  Harness ring(capacity);
+  SECTION("tail") {
+    ring.direction_.producer.tail.store_relaxed(lie);
+    REQUIRE_FALSE(ring.consumer().refresh());
+  }
+  SECTION("head beyond tail, or too far behind") {
+    if (0 - lie <= capacity) return;  // a head just behind the tail across 2^64: possible, and harmless
+    ring.direction_.consumer.head.store_relaxed(lie);
+    REQUIRE_FALSE(ring.producer().refresh());
+  }
+  SECTION("any base is harmless") {
+    ring.send(64);
+    ring.direction_.producer.base.store_relaxed(lie);
+    RingConsumer c = ring.consumer();
+    REQUIRE(c.refresh());
+    unsigned char bytes[64];
+    REQUIRE(c.peek(0, bytes, 64) == 64);
+  }
+  ring.check_guard();
+}
+
+TEST_CASE("ring: the wish for space is taken once, when half is free", "[ring]") {
+  Harness ring(64);
+  ring.send(64);
+  bool corrupt = false;
+  RingProducer p = ring.producer();
+  REQUIRE(p.refresh());
+  REQUIRE_FALSE(p.wish_space(&corrupt));
+  REQUIRE_FALSE(corrupt);
+  ring.receive(16);
+  RingConsumer c = ring.consumer();
+  REQUIRE(c.refresh());
+  REQUIRE_FALSE(c.take_wish());
+  ring.receive(16);
+  c = ring.consumer();
+  REQUIRE(c.refresh());
+  REQUIRE(c.take_wish());
+  REQUIRE_FALSE(c.take_wish());
+  REQUIRE(p.wish_space(&corrupt));
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+#include "preload/settings.h"
+
+#include <catch2/catch.hpp>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "preload/spin.h"
+
+using namespace mpklink;
+
+namespace {
+
+std::map<std::string, std::string> g_environment;
+std::vector<std::string> g_complaints;
+
+const char* get(const char* name) {
+  const auto found = g_environment.find(name);
+  return found == g_environment.end() ? nullptr : found->second.c_str();
+}
+void complain(const char* name, const char* value, const char*) {
+  g_complaints.push_back(std::string(name) + "=" + value);
+}
+
+Settings parse(std::map<std::string, std::string> environment) {
+  g_environment = std::move(environment);
+  g_complaints.clear();
+  return parse_settings(get, complain);
+}
+
+}  // namespace
+
+TEST_CASE("settings: defaults", "[settings]") {
+  const Settings s = parse({});
+  REQUIRE(g_complaints.empty());
+  REQUIRE(s.guard == GuardSetting::kAuto);
+  REQUIRE(s.warmup == 2);
+  REQUIRE(s.spin_us == -1);
+  REQUIRE((s.ring_bytes & (s.ring_bytes - 1)) == 0);
+  REQUIRE(s.peers == PeerPolicy::kVerified);
+  REQUIRE(s.log == LogLevel::kError);
+  REQUIRE_FALSE(s.disabled);
+}
+
+TEST_CASE("settings: each is read", "[settings]") {
+  const Settings s = parse({{"MPKLINK_GUARD", "require"}, {"MPKLINK_WARMUP", "0"}, {"MPKLINK_SPIN_US", "7"},
+                            {"MPKLINK_RING_KIB", "100"}, {"MPKLINK_PEERS", "0,33"}, {"MPKLINK_LOG", "debug"},
+                            {"MPKLINK_DISABLE", "1"}, {"MPKLINK_STATS", "/tmp/x"}, {"MPKLINK_PORTS", "80,8000-8100"}});
+  REQUIRE(g_complaints.empty());
+  REQUIRE(s.guard == GuardSetting::kRequire);
+  REQUIRE(s.warmup == 0);
+  REQUIRE(s.spin_us == 7);
+  REQUIRE(s.ring_bytes == 128 * 1024);
+  REQUIRE(s.peers == PeerPolicy::kList);
+  REQUIRE(s.peer_uid_count == 2);
+  REQUIRE(s.peer_uids[1] == 33);
+  REQUIRE(s.log == LogLevel::kDebug);
+  REQUIRE(s.disabled);
+  REQUIRE(std::string(s.stats_path) == "/tmp/x");
+  REQUIRE(s.port_allowed(80));
+  REQUIRE(s.port_allowed(8050));
+  REQUIRE_FALSE(s.port_allowed(81));
+}
+
+TEST_CASE("settings: ports denied with !", "[settings]") {
+  const Settings s = parse({{"MPKLINK_PORTS", "!22,!6000-6010"}});
+  REQUIRE(g_complaints.empty());
+  REQUIRE_FALSE(s.port_allowed(22));
+  REQUIRE_FALSE(s.port_allowed(6005));
+  REQUIRE(s.port_allowed(80));
+}
+
+TEST_CASE("settings: rings down to eight bytes", "[settings]") {
+  REQUIRE(parse({{"MPKLINK_RING_KIB", "8B"}}).ring_bytes == 8);
+  REQUIRE(parse({{"MPKLINK_RING_KIB", "4"}}).ring_bytes == 4096);
+}
+
+TEST_CASE("settings: a typo is reported once and the default used", "[settings]") {
+  const auto bad = GENERATE(table<std::string, std::string>(
+      {{"MPKLINK_GUARD", "yes"}, {"MPKLINK_WARMUP", "-1"}, {"MPKLINK_WARMUP", "two"}, {"MPKLINK_SPIN_US", "5us"},
+       {"MPKLINK_RING_KIB", "0"}, {"MPKLINK_RING_KIB", "1M"}, {"MPKLINK_RING_KIB", "99999999"}, {"MPKLINK_LOG", "loud"},
+       {"MPKLINK_PORTS", "80-70"}, {"MPKLINK_PORTS", "99999"}, {"MPKLINK_PORTS", "80,"}, {"MPKLINK_PROFILE", "fast"},
+       {"MPKLINK_DISABLE", "maybe"}}));
+  const Settings s = parse({{std::get<0>(bad), std::get<1>(bad)}});
+  REQUIRE(g_complaints == std::vector<std::string>{std::get<0>(bad) + "=" + std::get<1>(bad)});
+  REQUIRE(s.ring_bytes == Settings().ring_bytes);
+  REQUIRE(s.warmup == Settings().warmup);
+  REQUIRE(s.port_allowed(80));
+}
+
+TEST_CASE("settings: a typo in the list of users lets nobody more in", "[settings]") {
+  const Settings s = parse({{"MPKLINK_PEERS", "0,www-data"}});
+  REQUIRE(g_complaints.size() == 1);
+  REQUIRE(s.peers == PeerPolicy::kSameUid);
+}
+
+TEST_CASE("settings: what is said wins over the profile", "[settings]") {
+  REQUIRE(parse({{"MPKLINK_PROFILE", "safe"}}).peers == PeerPolicy::kSameUid);
+  REQUIRE(parse({{"MPKLINK_PROFILE", "safe"}, {"MPKLINK_PEERS", "verified"}}).peers == PeerPolicy::kVerified);
+  REQUIRE(parse({{"MPKLINK_PROFILE", "latency"}}).warmup == 0);
+  REQUIRE(parse({{"MPKLINK_PROFILE", "latency"}, {"MPKLINK_WARMUP", "9"}}).warmup == 9);
+}
+
+TEST_CASE("spin: long waits are not spun, short ones are, one outlier does not decide", "[spin]") {
+  REQUIRE(spin_budget_ns(-1, 0) == kFirstSpinNs);
+  REQUIRE(spin_budget_ns(0, 100) == 0);
+  REQUIRE(spin_budget_ns(20, 1000000) == 20000);
+  REQUIRE(spin_budget_ns(-1, 1000) == 4000);
+  REQUIRE(spin_budget_ns(-1, kSpinMaxUs * 1000 + 1) == 0);
+  std::uint32_t mean = 0;
+  for (int i = 0; i < 50; ++i) mean = learn_gap_ns(mean, 2000);
+  REQUIRE(mean <= 2000);
+  mean = learn_gap_ns(mean, 5000000000u);  // five idle seconds
+  REQUIRE(spin_budget_ns(-1, mean) > 0);
+  for (int i = 0; i < 50; ++i) mean = learn_gap_ns(mean, 5000000000u);
+  REQUIRE(spin_budget_ns(-1, mean) == 0);
+}
