@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Adds up the JUnit files of a test run and prints the closing line. A program that ended badly counts as one failure even when
+its file says nothing, and so does one that wrote no file."""
+import pathlib
+import sys
+import xml.etree.ElementTree as ElementTree
+
+
+def count(path):
+    """(passed, failed, skipped, why skipped) of one JUnit file."""
+    passed = failed = skipped = 0
+    reasons = {}
+    for case in ElementTree.parse(path).iter("testcase"):
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed += 1
+            print(f"FAILED {case.get('classname')}::{case.get('name')}")
+        elif skip is not None:
+            skipped += 1
+            reason = skip.get("message", "no reason given")
+            reasons[reason] = reasons.get(reason, 0) + 1
+        else:
+            passed += 1
+    return passed, failed, skipped, reasons
+
+
+def main(directory):
+    total = [0, 0, 0]
+    for code in sorted(pathlib.Path(directory).glob("*.exit")):
+        results = code.with_suffix(".xml")
+        ended_well = code.read_text().split()[-1] == "0"
+        counted = (0, 0, 0, {})
+        if results.exists() and results.stat().st_size > 0:
+            try:
+                counted = count(results)
+            except ElementTree.ParseError:
+                ended_well = False
+        passed, failed, skipped, reasons = counted
+        if failed == 0 and (not ended_well or passed == 0):
+            print(f"FAILED {code.stem}: {code.read_text().strip()}, {passed} tests passed")
+            failed = 1
+        for reason, times in reasons.items():
+            print(f"skipped {times}: {reason}")
+        total = [a + b for a, b in zip(total, (passed, failed, skipped))]
+    print(f"{total[0]} passed, {total[1]} failed, {total[2]} skipped")
+    return 1 if total[1] or not total[0] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# Installs, builds and passes the tests. scripts/test.sh [--full] [--no-install]
+#   --full  also the tests that take minutes (marked slow)
+# The last line is "N passed, N failed, N skipped"; the exit code is 0 when nothing failed.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+full=0
+install=1
+for argument in "$@"; do
+  case "$argument" in
+    --full) full=1 ;;
+    --no-install) install=0 ;;
+    *) echo "unknown option $argument; known: --full --no-install" >&2; exit 2 ;;
+  esac
+done
+
+if [ "$install" = 1 ]; then
+  scripts/setup.sh || exit 1
+fi
+build=${MPKLINK_BUILD:-$PWD/build}
+[ -f "$build/build.ninja" ] || meson setup "$build" || exit 1
+ninja -C "$build" || exit 1
+
+results=$(mktemp -d) || exit 1
+trap 'rm -rf "$results"' EXIT
+
+# Catch2's programs: one JUnit file each.
+for program in unit_tests model_tests; do
+  echo "== $program"
+  timeout 600 "$build/tests/$program" -r junit -o "$results/$program.xml"
+  echo "exit code $?" | tee "$results/$program.exit"
+done
+
+echo "== integration"
+marks="not slow and not beyond"
+[ "$full" = 1 ] && marks="not beyond"
+MPKLINK_BUILD="$build" timeout $((full ? 4800 : 1500)) /usr/bin/python3 -m pytest tests/integration -q -p no:cacheprovider \
+  -m "$marks" --junitxml="$results/integration.xml"
+echo "exit code $?" | tee "$results/integration.exit"
+
+exec /usr/bin/python3 scripts/summary.py "$results"
