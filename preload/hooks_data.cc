@@ -103,6 +103,7 @@ ssize_t send_file_any(int fd, int in_fd, off64_t* offset, size_t count) {
 extern "C" {
 
 ssize_t mpklink_read(int fd, void* buf, size_t n) {
+  if (n == 0) return real().read(fd, buf, n);  // never waits, whatever there is to read
   const iovec part = {buf, n};
   return receive_any(fd, &part, 1, 0, [&] { return real().read(fd, buf, n); });
 }
@@ -134,7 +135,7 @@ ssize_t mpklink___recvfrom_chk(int fd, void* buf, size_t n, size_t buf_len, int 
   return mpklink_recvfrom(fd, buf, n, flags, from, len);
 }
 ssize_t mpklink_readv(int fd, const struct iovec* parts, int count) {
-  if (stream_of(fd) == nullptr || bad_parts(count)) return real().readv(fd, parts, count);
+  if (stream_of(fd) == nullptr || bad_parts(count) || total_bytes(parts, count) == 0) return real().readv(fd, parts, count);
   return receive_any(fd, parts, count, 0, [&] { return real().readv(fd, parts, count); });
 }
 ssize_t mpklink_recvmsg(int fd, struct msghdr* message, int flags) { return receive_message_any(fd, message, flags); }

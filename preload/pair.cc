@@ -151,7 +151,37 @@ int peer_bell(Pair* pair, std::uint32_t id) {
   return static_cast<int>(known) - 1;
 }
 
-bool send_bell(Pair* pair, std::uint32_t id, int bell_fd) {
+namespace {
+
+template <class Have>
+bool all_waiters(Stream* s, Have have) {
+  const std::uint64_t ids = s->channel->waiters[1 - s->side].ids.load_acquire();  // SYNC: waiters registered
+  for (unsigned i = 0; i < kWaitersMax; ++i) {
+    const std::uint32_t field = waiter_at(ids, i);
+    if (field != 0 && field <= kPollers && !have(field - 1)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+bool bells_at_hand(Stream* s) {
+  return all_waiters(s, [&](std::uint32_t id) { return s->pair->peer_bell[id].load_acquire() != 0; });
+}
+
+bool fetch_bells(Stream* s) {
+  std::uint32_t missing[kWaitersMax];
+  unsigned count = 0;
+  {
+    const Gate gate;
+    all_waiters(s, [&](std::uint32_t id) { return missing[count++] = id, true; });
+  }
+  bool all = true;
+  for (unsigned i = 0; i < count; ++i) all = peer_bell(s->pair, missing[i]) >= 0 && all;
+  return all;
+}
+
+bool send_bell(Pair* pair, std::uint32_t id, int bell_fd, bool* fresh) {
   const std::uint64_t bit = std::uint64_t{1} << (id % 64);
   const ErrnoSaver keep;
   const LockGuard guard(pair->lock);
@@ -167,6 +197,7 @@ bool send_bell(Pair* pair, std::uint32_t id, int bell_fd) {
   message.poller = id;
   if (!send_message(pair->control_fd, &message, sizeof message, &bell_fd, 1)) return false;
   pair->bell_sent[id / 64] |= bit;
+  if (fresh != nullptr) *fresh = true;
   return true;
 }
 

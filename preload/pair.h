@@ -48,7 +48,13 @@ void give_slot(Pair* pair, const Stream* stream);
 int peer_bell(Pair* pair, std::uint32_t id);
 void keep_peer_bell(Pair* pair, std::uint32_t id, int fd);  // takes the descriptor over
 // Makes sure the peer has the bell of our poller before the poller's number is published. False: it cannot be sent.
-bool send_bell(Pair* pair, std::uint32_t id, int bell_fd);
+// *fresh (when not null): it was sent just now. A peer that cannot take it (EMFILE) leaves the ring with its next message;
+// one that was between its look at the waiters and its publish is covered by the sleeper, which does not sleep long at once.
+bool send_bell(Pair* pair, std::uint32_t id, int bell_fd, bool* fresh = nullptr);
+// Whether all pollers that wait for the stream at the peer can be rung, without asking the control channel. Gate open.
+bool bells_at_hand(Stream* s);
+// The same, having asked it. Gate closed, send lock held.
+bool fetch_bells(Stream* s);
 
 void pairs_forked_child();
 

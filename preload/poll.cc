@@ -18,6 +18,7 @@ namespace {
 
 constexpr nfds_t kOnStack = 64;
 constexpr std::int64_t kSlowLookNs = 2000000;     // no bell can reach us for one of the streams
+constexpr std::int64_t kFreshLookNs = 20000000;   // the peer may not have our bell yet
 constexpr std::int64_t kOrphanLookNs = 50000000;  // waiting for space: a peer that dies after its FIN is not told of
 
 struct Entry {
@@ -92,6 +93,7 @@ class PollCall {
   std::uint32_t poller_ = kNoPoller;
   int bell_ = -1;
   bool slow_ = false;
+  bool fresh_ = false;
   bool wants_space_ = false;
 };
 
@@ -170,7 +172,7 @@ void PollCall::listen() {
     if (!entries_[i].pinned) continue;
     Stream* s = entries_[i].stream;
     const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-    if (bell_ < 0 || !own || !send_bell(s->pair, poller_, bell_)) {
+    if (bell_ < 0 || !own || !send_bell(s->pair, poller_, bell_, &fresh_)) {
       slow_ = true;
       continue;
     }
@@ -202,7 +204,8 @@ int PollCall::ask_now(const sigset_t* mask) {
 
 int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   std::int64_t wait_ns = left_ns;
-  const std::int64_t cap = slow_ ? kSlowLookNs : wants_space_ ? kOrphanLookNs : -1;
+  const std::int64_t cap = slow_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
+  fresh_ = false;
   if (cap >= 0 && (wait_ns < 0 || wait_ns > cap)) wait_ns = cap;
   const timespec timeout = {wait_ns / 1000000000, wait_ns % 1000000000};
   nfds_t count = n_;

@@ -56,7 +56,7 @@ void reset_stream(Stream* s) {
   s->members = nullptr;
   s->ring_tx_base = s->ring_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
-      &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported,
+      &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->kernel_calls, &s->next_try, &s->fds};
   for (auto* word : words) word->store_relaxed(0);
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns};

@@ -66,6 +66,7 @@ struct Stream {
   Atomic<std::uint32_t> sticky;        // Sticky
   Atomic<std::uint32_t> pending_error;  // errno to report once
   Atomic<std::uint32_t> send_over_tcp;  // the peer will not read the ring again, or we shut down: TCP answers
+  Atomic<std::uint32_t> bells_lost;     // a poller of the peer cannot be rung: the ring has to end
   Atomic<std::uint32_t> poisoned;       // the peer lied in shared memory: every operation is ECONNRESET
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
   Atomic<std::uint32_t> empty_reads;   // non-blocking reads that found nothing since the kernel was last asked

@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::uint32_t kEmptyReadsBeforeKernel = 8;
 constexpr std::uint32_t kSendsBetweenOrphanLooks = 16;
+constexpr int kWaitersRaceMax = 8;
 constexpr int kPartsMax = 16;  // iovec entries handled in one step; the outer loop goes on with the rest
 
 // One attempt: bytes moved, 0 for the end of input, or -1 with errno (EAGAIN: would block).
@@ -270,11 +271,14 @@ struct Route {
   std::size_t taken = 0;
   bool full = false;
   bool lied = false;
+  bool bells_missing = false;  // nothing was done: fetch them first
 };
 
 bool leave_ring(Stream* s) {
-  // The child of a fork cannot be handed bells by the peer: it sends over TCP, whose bytes wake by themselves.
-  return s->owner_generation != process().generation.load_relaxed();  // relaxed: changes by fork only
+  // Somebody sleeps whom we cannot wake (no descriptor left for his bell), or we are the child of a fork, which cannot be
+  // handed bells: what follows goes over TCP, whose bytes wake by themselves.
+  return s->bells_lost.load_relaxed() ||  // relaxed: under the send lock
+         s->owner_generation != process().generation.load_relaxed();  // relaxed: changes by fork only
 }
 
 // Decides the path of the next bytes. Gate open, send lock held. True: the ring takes them.
@@ -297,7 +301,8 @@ bool route_to_ring(Stream* s, std::size_t want, Route* route) {
     return false;
   }
   route->over_tcp = false;
-  return true;
+  route->bells_missing = !bells_at_hand(s);
+  return !route->bells_missing;
 }
 
 Route put_in_ring(Stream* s, const iovec* parts, int count, std::size_t skip, std::size_t want, Wakeups* wakeups) {
@@ -359,7 +364,16 @@ Step send_step(const ReceiveArguments& a, std::size_t skip, std::size_t want) {
   const ErrnoSaver keep;
   look_for_orphan(a.fd, s, false);
   Wakeups wakeups;
-  const Route route = put_in_ring(s, a.parts, a.count, skip, want, &wakeups);
+  Route route = put_in_ring(s, a.parts, a.count, skip, want, &wakeups);
+  if (route.bells_missing) {
+    if (!fetch_bells(s)) s->bells_lost.store_relaxed(1);  // relaxed: under the send lock
+    route = put_in_ring(s, a.parts, a.count, skip, want, &wakeups);
+    // Another waiter came in between.
+    for (int i = 0; route.bells_missing; ++i) {
+      if (i == kWaitersRaceMax || !fetch_bells(s)) s->bells_lost.store_relaxed(1);  // relaxed: under the send lock
+      route = put_in_ring(s, a.parts, a.count, skip, want, &wakeups);
+    }
+  }
   wakeups.ring();
   if (route.lied) {
     poison(a.fd, s);
@@ -371,6 +385,21 @@ Step send_step(const ReceiveArguments& a, std::size_t skip, std::size_t want) {
     return failed(EAGAIN);
   }
   return kernel_send(a.fd, s, a.parts, a.count, skip, route.limit, a.flags);
+}
+
+bool non_blocking(const Stream* s, int flags);
+
+// recv(2) of zero bytes waits until there is something to receive (read(2) of zero does not; its hook asks the kernel).
+ssize_t receive_nothing(int fd, Stream* s, int flags) {
+  std::uint64_t deadline = 0;
+  for (;;) {
+    char byte = 0;
+    if (unread_bytes(fd, s) > 0 || real().recv(fd, &byte, 0, MSG_DONTWAIT) == 0) return 0;
+    if (errno != EAGAIN) return -1;
+    if (non_blocking(s, flags)) return finish(0, EAGAIN);
+    const int error = block(s, fd, EPOLLIN, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    if (error != 0) return finish(0, error);
+  }
 }
 
 bool non_blocking(const Stream* s, int flags) {
@@ -401,7 +430,7 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
   const std::size_t total = total_bytes(parts, count);
   if (total == SIZE_MAX) return finish(0, EINVAL);
   if (touches_guarded(parts, count)) return finish(0, EFAULT);
-  if (total == 0) return 0;
+  if (total == 0) return receive_nothing(fd, s, flags);
   const ReceiveArguments arguments = {fd, s, parts, count, flags};
   std::size_t done = 0;
   std::uint64_t deadline = 0;

@@ -20,6 +20,7 @@ namespace mpklink {
 namespace {
 
 constexpr std::uint64_t kSlowLookNs = 2000000;      // no bell can reach us: look by time
+constexpr std::uint64_t kFreshLookNs = 20000000;     // the peer may not have our bell yet
 constexpr std::uint64_t kPatienceMaxNs = 1000000000;
 constexpr std::uint64_t kOrphanLookNs = 50000000;   // after FIN the kernel has no more news of a peer that dies
 
@@ -50,12 +51,13 @@ class ThreadPoller {
 
   int bell() const { return bell_; }
   bool slow() const { return slow_; }
+  bool fresh() const { return fresh_; }
 
   // Pinned stream. Arms first, so that whoever publishes after the caller's look rings. Gate closed.
   void listen(Stream* s) {
     Pair* pair = s->pair;
     const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-    if (bell_ < 0 || !own || !send_bell(pair, id_, bell_)) {
+    if (bell_ < 0 || !own || !send_bell(pair, id_, bell_, &fresh_)) {
       slow_ = true;
       return;
     }
@@ -79,6 +81,7 @@ class ThreadPoller {
   std::uint32_t id_;
   int bell_;
   bool slow_ = false;
+  bool fresh_ = false;
 };
 
 struct Cleanup {
@@ -158,6 +161,7 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   if (tcp_out) kernel_events |= POLLOUT;
   pollfd p[2] = {{fd, kernel_events, 0}, {poller->bell(), POLLIN, 0}};
   std::uint64_t cap = 0;
+  if (poller->fresh()) cap = kFreshLookNs;
   if (poller->slow()) cap = kSlowLookNs;
   if (event == EPOLLOUT && cap == 0) cap = kOrphanLookNs;
   timespec timeout = {};

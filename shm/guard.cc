@@ -2,10 +2,13 @@
 #include "shm/guard.h"
 
 #include <sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
 
 #include <cstdlib>
 
 #include "shm/pkey.h"
+#include "shm/raw_syscall.h"
 
 namespace mpklink {
 
@@ -18,12 +21,24 @@ const char* guard_mode_name(GuardMode mode) {
   return "off";
 }
 
+// With signals blocked: a handler that sends would wait for the lock of the very thread it interrupted. The slow mode can
+// afford the two calls.
 void Guard::lock_pages() {
+  const std::uint64_t all = ~std::uint64_t{0};
+  std::uint64_t old = 0;
+  raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, reinterpret_cast<long>(&all), reinterpret_cast<long>(&old), sizeof old);
   std::uint32_t expected = 0;
   while (!pages_lock_.compare_exchange(expected, 1)) {
     expected = 0;
     sched_yield();
   }
+  signals_ = old;
+}
+
+void Guard::unlock_pages() {
+  const std::uint64_t old = signals_;
+  pages_lock_.store_release(0);  // SYNC: pages_lock_
+  raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, reinterpret_cast<long>(&old), 0, sizeof old);
 }
 
 unsigned char* Guard::map(const SystemCalls& sys, std::size_t private_bytes, int fd, std::size_t bytes) {
@@ -39,14 +54,14 @@ unsigned char* Guard::map(const SystemCalls& sys, std::size_t private_bytes, int
       at = nullptr;
     }
   }
-  if (mode_ == GuardMode::kMprotect) pages_lock_.store_release(0);  // SYNC: pages_lock_
+  if (mode_ == GuardMode::kMprotect) unlock_pages();
   return at;
 }
 
 void Guard::unmap(const SystemCalls& sys, unsigned char* address) {
   if (mode_ == GuardMode::kMprotect) lock_pages();
   range_.unmap(sys, address);
-  if (mode_ == GuardMode::kMprotect) pages_lock_.store_release(0);  // SYNC: pages_lock_
+  if (mode_ == GuardMode::kMprotect) unlock_pages();
 }
 
 void Guard::open(const SystemCalls& sys) {
@@ -74,13 +89,13 @@ void Guard::close(const SystemCalls& sys) {
 void Guard::open_pages(const SystemCalls& sys) {
   lock_pages();
   if (pages_open_++ == 0) range_.protect_all(sys, PROT_READ | PROT_WRITE);
-  pages_lock_.store_release(0);  // SYNC: pages_lock_
+  unlock_pages();
 }
 
 void Guard::close_pages(const SystemCalls& sys) {
   lock_pages();
   if (--pages_open_ == 0) range_.protect_all(sys, PROT_NONE);
-  pages_lock_.store_release(0);  // SYNC: pages_lock_
+  unlock_pages();
 }
 
 void Guard::count_gate() {

@@ -48,10 +48,12 @@ class Guard {
   void open_pages(const SystemCalls& sys);
   void close_pages(const SystemCalls& sys);
   void lock_pages();
+  void unlock_pages();
 
   GuardMode mode_ = GuardMode::kOff;
   int pkey_ = -1;
   Atomic<std::uint32_t> pages_lock_;
+  std::uint64_t signals_ = 0;      // mask of the thread that holds pages_lock_
   std::uint32_t pages_open_ = 0;  // gates open now, in mprotect mode; under pages_lock_
   Atomic<std::uint64_t> found_open_;
   Stripe gates_[kStripes];

@@ -116,7 +116,7 @@ def test_proxy(bench, docroot):
 
 
 @needs_root
-@pytest.mark.parametrize("uid", [0, OTHER_UID, 33], ids=["root", "other", "www-data"])
+@pytest.mark.parametrize("uid", [0, OTHER_UID, 33, OVERFLOW_UID], ids=["root", "other", "www-data", "nobody"])
 def test_users(bench, docroot, uid):
     """nginx started by root with workers as www-data: clients of any uid are upgraded by default."""
     nginx = Nginx(bench, docroot.dir, user="www-data")
@@ -129,8 +129,8 @@ def test_users(bench, docroot, uid):
 @pytest.mark.no_ring
 @pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 @pytest.mark.parametrize(
-    "uid,peers", [(OVERFLOW_UID, None), (OTHER_UID, "same-uid"), (0, "same-uid"), (OTHER_UID, "0,33")],
-    ids=["overflow", "other-same-uid", "root-same-uid", "other-not-listed"],
+    "uid,peers", [(OTHER_UID, "same-uid"), (0, "same-uid"), (OTHER_UID, "0,33")],
+    ids=["other-same-uid", "root-same-uid", "other-not-listed"],
 )  # fmt: skip
 def test_users_refused(bench, docroot, uid, peers):
     """Peers that the policy refuses stay on TCP, and the statistics say that there was a reason."""
