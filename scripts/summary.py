@@ -1,13 +1,24 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Adds up the JUnit files of a test run and prints the closing line. A program that ended badly counts as one failure even when
+"""Adds up the results of a test run (Catch2's closing lines, pytest's JUnit file) and prints the closing line. A program that ended badly counts as one failure even when
 its file says nothing, and so does one that wrote no file."""
 import pathlib
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 
 
-def count(path):
+def count_catch(path):
+    """The same of a Catch2 program's output, by test cases."""
+    text = path.read_text(errors="replace")
+    if found := re.search(r"^All tests passed \(.* in (\d+) test cases?\)", text, re.MULTILINE):
+        return int(found[1]), 0, 0, {}
+    if found := re.search(r"^test cases: +\d+ \|(?: +(\d+) passed \|)? +(\d+) failed", text, re.MULTILINE):
+        return int(found[1] or 0), int(found[2]), 0, {}
+    return 0, 0, 0, {}
+
+
+def count_junit(path):
     """(passed, failed, skipped, why skipped) of one JUnit file."""
     passed = failed = skipped = 0
     reasons = {}
@@ -28,12 +39,12 @@ def count(path):
 def main(directory):
     total = [0, 0, 0]
     for code in sorted(pathlib.Path(directory).glob("*.exit")):
-        results = code.with_suffix(".xml")
+        results, catch = code.with_suffix(".xml"), code.with_suffix(".txt")
         ended_well = code.read_text().split()[-1] == "0"
-        counted = (0, 0, 0, {})
+        counted = count_catch(catch) if catch.exists() else (0, 0, 0, {})
         if results.exists() and results.stat().st_size > 0:
             try:
-                counted = count(results)
+                counted = count_junit(results)
             except ElementTree.ParseError:
                 ended_well = False
         passed, failed, skipped, reasons = counted
