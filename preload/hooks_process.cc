@@ -97,12 +97,12 @@ long wait_call(long n, const Arguments& a, bool* handled) {
 
 extern "C" {
 
-void mpklink__exit(int status) {
+__attribute__((__noreturn__)) void mpklink__exit(int status) {
   write_stats();
   real()._exit(status);
   real_exit(status);
 }
-void mpklink__Exit(int status) noexcept {
+__attribute__((__noreturn__)) void mpklink__Exit(int status) noexcept {
   write_stats();
   real()._Exit(status);
   real_exit(status);
