@@ -20,7 +20,8 @@ int query_peer(const sockaddr_storage& local, const sockaddr_storage& peer, TcpE
 // all are mapped (the initial namespace) is it the user nobody (user_namespaces(7)).
 bool uid_is_somebody(std::uint32_t uid);
 
-// The peer socket of the connected TCP socket `fd` is gone or open in no process.
+// The peer socket of the connected TCP socket `fd` is gone or open in no process. Means nothing once this end has shut down
+// sending too: the kernel then forgets sockets that are still open.
 bool peer_is_orphan(int fd);
 
 }  // namespace mpklink

@@ -149,6 +149,8 @@ ssize_t kernel_receive(int fd, const iovec* parts, int count, std::size_t skip, 
 // have been a reset on TCP, whose queue the kernel knows.
 Step end_of_input(int fd, Stream* s) {
   if (s->core == nullptr || s->forked.load_relaxed()) return moved(0);  // relaxed: set once
+  // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
+  if (s->send_over_tcp.load_acquire()) return moved(0);
   bool unread = false;
   {
     const Gate gate;
