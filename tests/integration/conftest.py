@@ -101,3 +101,16 @@ def pytest_sessionfinish(session, exitstatus):
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what known_failures.txt lists: run, and counted as skipped with the reason."""
+    known = {}
+    for line in (pathlib.Path(__file__).parent / "known_failures.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            node, reason = line.split("  ", 1)
+            known[node] = reason
+    for item in items:
+        reason = known.get(item.nodeid.split("/")[-1])
+        if reason:
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
