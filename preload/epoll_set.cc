@@ -91,7 +91,9 @@ bool other_members_of_poller(Stream* s, const EpollSet* set) {
 // What the kernel is asked for a managed member. Edge-triggered: an idle TCP socket under the ring then says nothing.
 epoll_event managed_registration(const EpollMember* m) {
   epoll_event event = {};
-  event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  event.events = EPOLLIN | EPOLLOUT | EPOLLET;
+  // The kernel takes nothing but IN and OUT along with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS); a FIN shows as IN then.
+  event.events |= m->events & EPOLLEXCLUSIVE ? EPOLLEXCLUSIVE : EPOLLRDHUP;
   event.data.u64 = tag_of_member(m->index);
   return event;
 }
@@ -107,7 +109,10 @@ epoll_event program_registration(const EpollMember* m) {
 int replace_registration(const EpollSet* set, const EpollMember* m, epoll_event event) {
   if (!(m->events & EPOLLEXCLUSIVE)) return real().epoll_ctl(set->epfd, EPOLL_CTL_MOD, m->fd, &event);
   if (real().epoll_ctl(set->epfd, EPOLL_CTL_DEL, m->fd, nullptr) != 0) return -1;
-  return real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &event);
+  if (real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &event) == 0) return 0;
+  epoll_event old = program_registration(m);
+  real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &old);
+  return -1;
 }
 
 void arm_board(EpollSet* set, Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); }
@@ -190,7 +195,6 @@ int add_managed(EpollSet* set, Stream* s, int fd, const epoll_event& event) {
   m->data = event.data.u64;
   m->managed = true;
   epoll_event registration = managed_registration(m);
-  registration.events |= event.events & EPOLLEXCLUSIVE;
   if (real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, fd, &registration) != 0) {
     free_member(m);
     return -1;
@@ -275,7 +279,6 @@ bool manage_member(EpollSet* set, Stream* s, EpollMember* m) {
   if (fd_table().stream(m->fd) != s || fd_table().epoll(set->epfd) != set) return false;
   if (!listen_to(set, s)) return false;
   epoll_event registration = managed_registration(m);
-  registration.events |= m->events & EPOLLEXCLUSIVE;
   if (replace_registration(set, m, registration) != 0) {
     stop_listening(set, s);
     return false;

@@ -25,7 +25,13 @@ bool send_message(int socket, const void* message, std::size_t size, const int* 
   return real().sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(size);
 }
 
-bool receive_message(int socket, void* message, std::size_t size, int* fds, int count_min, int* count) {
+void close_all(const int* fds, int count) {
+  for (int i = 0; i < count; ++i) {
+    if (fds[i] >= 0) real().close(fds[i]);
+  }
+}
+
+bool receive_message(int socket, void* message, std::size_t size, int (&fds)[kMessageFdsMax], int* count) {
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMessageFdsMax)] = {};
   iovec part = {message, size};
   msghdr header = {};
@@ -42,13 +48,18 @@ bool receive_message(int socket, void* message, std::size_t size, int* fds, int 
     for (int i = 0; i < here; ++i) {
       int fd = -1;
       memcpy(&fd, CMSG_DATA(c) + sizeof(int) * static_cast<std::size_t>(i), sizeof fd);
-      if (got < kMessageFdsMax) fds[got++] = fd;
+      if (got < kMessageFdsMax) {
+        fds[got++] = fd;
+      } else {
+        real().close(fd);
+      }
     }
   }
   *count = got;
   const bool whole = n == static_cast<ssize_t>(size) && !(header.msg_flags & (MSG_TRUNC | MSG_CTRUNC));
-  if (whole && got >= count_min) return true;
-  for (int i = 0; i < got; ++i) real().close(fds[i]);
+  if (whole) return true;
+  close_all(fds, got);
+  *count = 0;
   errno = n == 0 ? ECONNRESET : EPROTO;
   return false;
 }

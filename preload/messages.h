@@ -37,11 +37,9 @@ constexpr int kMessageFdsMax = 2 + kOfferBellsMax;
 // Non-blocking. False: not sent (errno), nothing half-sent.
 bool send_message(int socket, const void* message, std::size_t size, const int* fds, int count);
 // Non-blocking. False with errno: EAGAIN nothing there yet; EPROTO wrong size, truncated or wrong number of descriptors
-// (all received ones closed); ECONNRESET the peer is gone. On success exactly `count` descriptors are in `fds`.
-bool receive_message(int socket, void* message, std::size_t size, int* fds, int count_min, int* count);
-inline bool receive_message(int socket, void* message, std::size_t size, int* fds, int count) {
-  int got = 0;
-  return receive_message(socket, message, size, fds, count, &got) && got == count;
-}
+// (all received ones closed); ECONNRESET the peer is gone. `fds` has room for kMessageFdsMax; on success *count are in it and
+// the caller's.
+bool receive_message(int socket, void* message, std::size_t size, int (&fds)[kMessageFdsMax], int* count);
+void close_all(const int* fds, int count);
 
 }  // namespace mpklink

@@ -2,8 +2,10 @@
 #include "preload/pair.h"
 
 #include <errno.h>
-#include <sys/mman.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "preload/assert.h"
 #include "preload/epoll_set.h"
@@ -29,24 +31,36 @@ bool peer_gone(const Pair* pair) {
 void drain_control(Pair* pair) {
   for (;;) {
     BellMessage message = {};
-    int fd = -1;
-    const int fds_wanted = 1;
-    if (!receive_message(pair->control_fd, &message, sizeof message, &fd, fds_wanted)) return;
-    if (message.type != MessageType::kBell || message.poller >= kPollers || fd < 0) {
-      if (fd >= 0) real().close(fd);
+    int fds[kMessageFdsMax];
+    int count = 0;
+    if (!receive_message(pair->control_fd, &message, sizeof message, fds, &count)) {
+      if (errno == EPROTO) continue;  // nonsense, or a bell we had no descriptor for: its poller stays unknown
+      return;
+    }
+    if (message.type != MessageType::kBell || count != 1) {
+      close_all(fds, count);
       continue;
     }
-    keep_peer_bell(pair, message.poller, fd);
+    keep_peer_bell(pair, message.poller, fds[0]);
   }
 }
 
 }  // namespace
 
+// Only what can be a bell is kept: writing to a pipe, a socket or a file of the peer's choosing could block us, kill us with
+// SIGPIPE, or change the file. Anonymous inodes have no type in st_mode; those that are no eventfd refuse write(2).
+// The first bell of a poller stays: replacing it would close a descriptor under another thread's write.
 void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
+  struct stat st = {};
+  const bool sound = id < kPollers && ::fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0;
+  if (!sound || pair->peer_bell[id].load_acquire() != 0 || pair->bells_kept >= kPeerBellsMax) {
+    real().close(fd);
+    return;
+  }
   const int hidden = hide_fd(fd);
   if (hidden < 0) return;
-  const std::uint32_t old = pair->peer_bell[id].exchange(static_cast<std::uint32_t>(hidden) + 1);
-  if (old != 0) close_hidden(static_cast<int>(old) - 1);
+  ++pair->bells_kept;
+  pair->peer_bell[id].store_release(static_cast<std::uint32_t>(hidden) + 1);
 }
 
 SpinLock& pairs_lock() { return g_pairs_lock; }
@@ -84,6 +98,7 @@ Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board) {
     pair->postponed = 0;
     pair->offering = false;
     pair->offer_bell_count = 0;
+    pair->bells_kept = 0;
     pair->used = true;
     return pair;
   }
@@ -237,6 +252,9 @@ void Wakeups::ring() {
     }
     const std::uint64_t one = 1;
     process().counters.bells.fetch_add(1);
+    // Another user's process may have made its bell blocking and full (both are properties of the shared description).
+    pollfd room = {bell, POLLOUT, 0};
+    if (!pair_->same_user && real().poll(&room, 1, 0) == 1 && !(room.revents & POLLOUT)) continue;
     if (real().write(bell, &one, sizeof one) < 0 && errno == EAGAIN) {
       // The counter is full (only a hostile peer gets it there): empty it, or the edge would not come.
       std::uint64_t drained = 0;

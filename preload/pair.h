@@ -25,12 +25,15 @@ struct Pair {
   Atomic<std::uintptr_t> stream_of_slot[kSlots];
   Atomic<std::uint32_t> peer_bell[kPollers];       // fd + 1
   std::uint64_t bell_sent[kPollers / 64];          // our pollers whose bell the peer has
+  std::uint32_t bells_kept;
+  bool same_user;                                  // the peer runs as our own uid
   bool offering;                                   // new: bells go with the offer, which opens the control channel
   std::uint32_t offer_bell_count;
   std::uint32_t offer_bells[8];
 };
 
 constexpr std::uint32_t kPairsMax = 1024;
+constexpr std::uint32_t kPeerBellsMax = 512;  // descriptors one peer may park with us
 
 // All of these under pairs_lock().
 SpinLock& pairs_lock();

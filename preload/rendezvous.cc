@@ -63,7 +63,7 @@ void retry_or_give_up(Stream* s, Reason reason) {
 
 Reason reason_of(int error) {
   if (error == EMFILE || error == ENFILE) return Reason::kNoDescriptors;
-  if (error == ENOMEM || error == ENOSPC) return Reason::kNoMemory;
+  if (error == ENOMEM || error == ENOSPC || error == EFBIG) return Reason::kNoMemory;
   return Reason::kSystem;
 }
 
@@ -220,7 +220,7 @@ void connector_hello(Stream* s) {
   HelloMessage hello = {};
   int none[kMessageFdsMax];
   int count = 0;
-  if (!receive_message(s->rendezvous_fd, &hello, sizeof hello, none, 0, &count)) {
+  if (!receive_message(s->rendezvous_fd, &hello, sizeof hello, none, &count)) {
     if (errno == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
@@ -228,7 +228,7 @@ void connector_hello(Stream* s) {
     }
     return;
   }
-  for (int i = 0; i < count; ++i) real().close(none[i]);
+  close_all(none, count);
   if (count != 0 || hello.type != MessageType::kHello || hello.version != kLayoutVersion) {
     give_up(s, Reason::kPeerProtocol);
     return;
@@ -512,7 +512,6 @@ Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bel
   }
   pair->control_fd = s->rendezvous_fd;
   for (std::uint32_t i = 0; i < offer.bell_count; ++i) {
-    if (offer.bells[i] >= kPollers) continue;
     keep_peer_bell(pair, offer.bells[i], bell_fds[i]);
     bell_fds[i] = -1;
   }
@@ -598,7 +597,7 @@ void acceptor_take(int fd, Stream* s) {
   int fds[kMessageFdsMax];
   for (int& one : fds) one = -1;
   int count = 0;
-  if (!receive_message(s->rendezvous_fd, &offer, sizeof offer, fds, 0, &count)) {
+  if (!receive_message(s->rendezvous_fd, &offer, sizeof offer, fds, &count)) {
     const bool nothing_yet = errno == EAGAIN;
     settle(s, State::kCandidate);
     if (nothing_yet) {
@@ -613,9 +612,7 @@ void acceptor_take(int fd, Stream* s) {
   } else {
     settle_plain(s, Reason::kPeerProtocol);
   }
-  for (int i = 0; i < count; ++i) {
-    if (fds[i] >= 0) real().close(fds[i]);
-  }
+  close_all(fds, count);
 }
 
 // ------------------------------------------------------------------

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "preload/log.h"
@@ -89,6 +90,8 @@ void write_stats() {
   account_all_streams();
   Json json;
   add_all(&json);
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return;  // writing might raise SIGXFSZ
   const int fd = real().open(p.settings.stats_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) {
     log(LogLevel::kWarn, "cannot write statistics to {}: {}", static_cast<const char*>(p.settings.stats_path), errno);

@@ -2,7 +2,10 @@
 #include "shm/segment.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
+
+#include <cerrno>
 
 #include "shm/raw_syscall.h"
 
@@ -14,6 +17,12 @@ constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 }  // namespace
 
 int make_segment(const SystemCalls& sys, const char* name, std::size_t bytes) {
+  // ftruncate beyond RLIMIT_FSIZE raises SIGXFSZ, which ends the program.
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < bytes) {
+    errno = EFBIG;
+    return -1;
+  }
   const int fd = sys.memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return -1;
   // memfds are born 0777: another user who sees /proc/PID/fd in the moment before it is closed must not open it.

@@ -20,9 +20,9 @@ static_assert(2 * kMaxThreads <= kNobody);
 struct Node {
   Set candidates, sleep, done;
   std::uint8_t chosen;
-  bool is_value;     // of choose(), not of the scheduler
-  int preemptions;   // before it
-  Word state;        // 0: not looked up
+  bool is_value;    // of choose(), not of the scheduler
+  int preemptions;  // before it
+  Word state;       // 0: not looked up
 };
 
 char letter(const Node& node) {
@@ -327,11 +327,17 @@ void check(bool holds, const char* message) {
   if (!holds) g_checker->fail(message);
 }
 
-unsigned choose(unsigned n) { return g_checker->choose_value(n); }
+unsigned choose(unsigned n) {
+  return g_checker->choose_value(n);
+}
 
-void note(const char* text, Word value) { g_machine->note(text, value); }
+void note(const char* text, Word value) {
+  g_machine->note(text, value);
+}
 
-void point() { detail::wait_step("point", kEverything, {}, false); }
+void point() {
+  detail::wait_step("point", kEverything, {}, false);
+}
 
 void point_read(const void* address, std::size_t size) {
   const auto begin = reinterpret_cast<std::uintptr_t>(address);

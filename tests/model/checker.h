@@ -143,6 +143,7 @@ void block_until(Pred pred) {
 /// every call that wakes someone or moves bytes takes a lock.
 template <class Object, class Ready, class Action>
 auto kernel_wait(const char* label, Object& object, Ready ready, Action action) {
+  static_assert(std::is_trivially_destructible_v<Object>, "Reduction::kStates knows it by its own bytes");
   auto pred = [&] { return ready(static_cast<const Object&>(object)); };
   const auto begin = reinterpret_cast<std::uintptr_t>(&object);
   detail::wait_step(label, {begin, begin + sizeof(Object), true}, detail::predicate_of(pred), true);

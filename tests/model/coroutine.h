@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A stack one can switch to, and look at. swapcontext() makes a system call each time, which would be most of the time of
-// a checker that switches ten million times a second.
+// A stack one can switch to, and look at. swapcontext() makes a system call each time, which would be most of the time
+// of a checker that switches ten million times a second.
 
 #include <sanitizer/asan_interface.h>
 

@@ -23,14 +23,14 @@ using Byte = unsigned char;
 
 enum class Mutation {
   kNone,
-  kPublishAfterSend,     // switch_at published when the last TCP bytes are already sent
-  kSwitchWithoutBytes,   // switch_at = T: no last TCP bytes, nobody is woken
-  kPartialForgotten,     // what a partial send has left over goes through the ring
-  kReadRingEarly,        // the receiver turns to the ring as soon as it sees switch_at
-  kStaleSwitch,          // the receiver looks for switch_at only once
-  kTailBeforeCopy,       // the ring's tail published before the bytes
-  kNoSecondLookAtTail,   // the receiver arms and sleeps without looking at the ring again
-  kBitForgotten,         // in epoll: a ready bit reported once is forgotten, with bytes still to come through TCP first
+  kPublishAfterSend,    // switch_at published when the last TCP bytes are already sent
+  kSwitchWithoutBytes,  // switch_at = T: no last TCP bytes, nobody is woken
+  kPartialForgotten,    // what a partial send has left over goes through the ring
+  kReadRingEarly,       // the receiver turns to the ring as soon as it sees switch_at
+  kStaleSwitch,         // the receiver looks for switch_at only once
+  kTailBeforeCopy,      // the ring's tail published before the bytes
+  kNoSecondLookAtTail,  // the receiver arms and sleeps without looking at the ring again
+  kBitForgotten,        // in epoll: a ready bit reported once is forgotten, with bytes still to come through TCP first
 };
 
 // The kernel ----------------------------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ class Receiver {
     return n;
   }
 
-  /// Level-triggered: returns when recv() has something, or at times when it has not. The ring's bit may come while bytes
-  /// before it are still in TCP, so the stream stays listed as ready until its ring is seen empty.
+  /// Level-triggered: returns when recv() has something, or at times when it has not. The ring's bit may come while
+  /// bytes before it are still in TCP, so the stream stays listed as ready until its ring is seen empty.
   void epoll_wait() {
     while (true) {
       if (channel_.ready.load_relaxed() && channel_.ready.exchange(0)) listed_ = true;
@@ -274,12 +274,12 @@ Result handover(const Plan& plan, Mutation mutation, Reduction reduction = Reduc
 }
 
 void require_right(const Result& result) {
-  WARN(result.report());
+  INFO(result.report());
   REQUIRE(result.exhausted);
 }
 
 void require_found(const Result& result, const char* message) {
-  WARN(result.report());
+  INFO(result.report());
   REQUIRE(result.failed);
   CHECK(result.message.find(message) != std::string::npos);
 }
@@ -304,7 +304,8 @@ TEST_CASE("handover: all bytes arrive in epoll too") {
 }
 
 TEST_CASE("handover: a sleeper that nobody wakes is found") {
-  require_found(handover({"publish after", {1, 1}, 0}, Mutation::kPublishAfterSend), "deadlock: receiver waits in recv");
+  require_found(handover({"publish after", {1, 1}, 0}, Mutation::kPublishAfterSend),
+                "deadlock: receiver waits in recv");
   require_found(handover({"no bytes", {1, 1}, 1}, Mutation::kSwitchWithoutBytes), "deadlock: receiver waits in recv");
   require_found(handover({"stale", {1, 1}, 0}, Mutation::kStaleSwitch), "deadlock: receiver waits in recv");
   require_found(handover({"no look", {1, 1}, 0}, Mutation::kNoSecondLookAtTail), "deadlock: receiver waits in ppoll");

@@ -317,7 +317,9 @@ bool waits_for_buffer(Do what) {
   return what == Do::kExchange || what == Do::kFence || what == Do::kRing || what == Do::kSleep;
 }
 
-bool reads(Do what) { return what == Do::kLoad || what == Do::kExchange || what == Do::kSpin; }
+bool reads(Do what) {
+  return what == Do::kLoad || what == Do::kExchange || what == Do::kSpin;
+}
 
 /// The x86-TSO machine written down as naively as possible: all reachable states, no schedules, no reduction.
 struct NaiveMachine {
@@ -456,8 +458,8 @@ Outcomes explored(const Program& program, Reduction reduction, Result* result) {
 
 Program random_program(std::mt19937& random) {
   auto below = [&random](unsigned n) { return static_cast<unsigned>(random() % n); };
-  constexpr std::array<Do, 16> kKinds = {Do::kLoad,     Do::kLoad,  Do::kLoad,  Do::kLoad, Do::kLoad, Do::kStore,
-                                         Do::kStore,    Do::kStore, Do::kStore, Do::kStore, Do::kExchange, Do::kFence,
+  constexpr std::array<Do, 16> kKinds = {Do::kLoad,  Do::kLoad,  Do::kLoad,  Do::kLoad,  Do::kLoad,     Do::kStore,
+                                         Do::kStore, Do::kStore, Do::kStore, Do::kStore, Do::kExchange, Do::kFence,
                                          Do::kAwait, Do::kSpin,  Do::kRing,  Do::kSleep};
   const bool may_wait = below(2) == 0;
   Program program(2 + below(2));

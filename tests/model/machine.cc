@@ -32,7 +32,9 @@ Word read_memory(const void* address, std::size_t size) {
   return value;
 }
 
-void write_memory(void* address, std::size_t size, Word value) { std::memcpy(address, &value, size); }
+void write_memory(void* address, std::size_t size, Word value) {
+  std::memcpy(address, &value, size);
+}
 
 Word apply(Rmw kind, Word before, Word operand, Word expected) {
   switch (kind) {
@@ -198,7 +200,8 @@ bool Machine::independent(std::size_t a, std::size_t b) const {
 
 Word Machine::hash() {
   Word hash = choices_;
-  for (std::size_t at = 0; at < arena_used_; at += sizeof(Word)) hash = mix(hash, read_memory(arena_ + at, sizeof(Word)));
+  for (std::size_t at = 0; at < arena_used_; at += sizeof(Word))
+    hash = mix(hash, read_memory(arena_ + at, sizeof(Word)));
   for (std::size_t i = 0; i < thread_count_; ++i) {
     Thread& thread = threads_[i];
     hash = mix(hash, thread.buffer.size());
@@ -334,7 +337,9 @@ void Machine::note(const char* text, Word value) {
 namespace {
 
 // While a scenario is built, in a predicate, in the final check.
-bool at_once() { return !g_machine || g_machine->at_once(); }
+bool at_once() {
+  return !g_machine || g_machine->at_once();
+}
 
 }  // namespace
 

@@ -2,8 +2,8 @@
 #pragma once
 
 // The x86-TSO machine of Owens, Sarkar and Sewell (2009), with virtual threads for processors: each has a store buffer
-// that drains first in, first out, at any time; loads look into it first; locked instructions and fences wait until it is
-// empty. It says what can happen next and does it; which of it happens is checker.cc's choice.
+// that drains first in, first out, at any time; loads look into it first; locked instructions and fences wait until it
+// is empty. It says what can happen next and does it; which of it happens is checker.cc's choice.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,7 +21,9 @@ constexpr std::size_t kMaxThreads = 8;
 
 // A transition is a number: i = thread i takes its next step, kMaxThreads + i = the oldest store of thread i drains.
 using Set = std::uint32_t;
-constexpr Set bit(std::size_t i) { return Set{1} << i; }
+constexpr Set bit(std::size_t i) {
+  return Set{1} << i;
+}
 
 /// Memory that a step touches, to tell which steps commute.
 struct Footprint {
@@ -51,7 +53,8 @@ class Machine {
 
   /// Whether thread `i` is at a step that nobody else can notice or influence, and that commutes with its own drains.
   bool local(std::size_t i) const;
-  /// For two enabled transitions: they lead to the same state in either order, and neither enables or disables the other.
+  /// For two enabled transitions: they lead to the same state in either order, and neither enables or disables the
+  /// other.
   bool independent(std::size_t a, std::size_t b) const;
   /// Of all that the rest of the execution depends on.
   Word hash();

@@ -33,6 +33,7 @@ class Atomic {
 
  public:
   constexpr Atomic() = default;
+  constexpr explicit Atomic(T value) : value_(value) {}
   Atomic(const Atomic&) = delete;
   Atomic& operator=(const Atomic&) = delete;
 
@@ -63,7 +64,11 @@ class Atomic {
 static_assert(sizeof(Atomic<std::uint32_t>) == sizeof(std::uint32_t));
 static_assert(sizeof(Atomic<bool>) == sizeof(bool));
 
-inline void thread_fence_seq_cst() { model::fence(); }
-inline void cpu_relax() { model::relax(); }
+inline void thread_fence_seq_cst() {
+  model::fence();
+}
+inline void cpu_relax() {
+  model::relax();
+}
 
 }  // namespace mpklink

@@ -6,6 +6,7 @@
 // which call nothing but the protocol's functions.
 
 #include <catch2/catch.hpp>
+#include <string>
 #include <utility>
 
 #include "tests/model/checker.h"
@@ -35,7 +36,7 @@ enum class Mutation {
   kNoSecondLookAtHead,  // no look at the head after want_space
   // several who sleep in one epoll
   kBlindDisarm,         // whoever wakes disarms, though others may sleep
-  kNoLookAfterDisarm,   // the last one awake disarms, without asking who came since
+  kNoLookAfterDisarm,   // the last one out disarms, without asking who came since
   kDisarmWithoutFence,  // it asks, but before its plain store is seen
   kNoRearm,             // whoever wakes leaves the others disarmed
   kNoScanAfterTimeout,  // whoever times out goes without a last look at the bitmap
@@ -49,18 +50,25 @@ struct Bell {
   bool pending = false;
 };
 
-/// What a sleeper waits with: `armed` and `ready` on the board, the bell, and the count of sleepers, private to the process.
+/// Who sleeps with a poller: a thread, or several in one epoll instance, which arm and disarm with RMWs or under a
+/// lock.
+enum class Sleepers { kOne, kSeveral, kSeveralLocked };
+
+/// What a sleeper waits with: `armed` and `ready` on the board, the bell, and the count of sleepers, private to the
+/// process.
 struct Poller {
   Atomic<U32> armed, ready;
   Atomic<U32> sleepers;
   Bell bell;
-  bool shared = false;  // by several threads
+  Atomic<U32> lock_word;
+  Sleepers kind = Sleepers::kOne;
   Mutation mutation = Mutation::kNone;
 
   void name(Run& run, const char* armed_name, const char* ready_name) {
     run.name(armed, armed_name);
     run.name(ready, ready_name);
     run.name(sleepers, "sleepers");
+    run.name(lock_word, "lock");
   }
 
   void ring() {
@@ -93,8 +101,12 @@ struct Poller {
 
   /// Returns true when something may be ready; `impatient` false at any time. Take the ready bits next in either case.
   bool sleep(bool impatient = false) {
-    if (shared) sleepers.fetch_add(1);
-    if (mutation == Mutation::kArmWithoutFence) {
+    if (kind != Sleepers::kOne) sleepers.fetch_add(1);  // before arming
+    if (kind == Sleepers::kSeveralLocked) {
+      lock();
+      armed.exchange(1);
+      unlock();
+    } else if (mutation == Mutation::kArmWithoutFence) {
       armed.store_release(1);
     } else {
       armed.exchange(1);
@@ -105,17 +117,15 @@ struct Poller {
           "epoll_wait", bell, [impatient](const Bell& b) { return impatient || b.pending; },
           [](Bell& b) { return std::exchange(b.pending, false); });
     }
-    if (shared) {
-      leave_others();
-    } else {
-      armed.store_relaxed(0);  // only saves a bell; the next exchange comes after it
-    }
+    if (kind == Sleepers::kOne) armed.store_relaxed(0);  // only saves a bell; the next exchange comes after it
+    if (kind == Sleepers::kSeveral) leave_others();
+    if (kind == Sleepers::kSeveralLocked) leave_others_locked();
     return woken;
   }
 
-  /// Armed stays set while any other sleeps: the sender who woke us has cleared it. The last one out clears it, as a lone
-  /// sleeper does, but someone may have come to sleep and armed it just before: ask again, after the exchange. What was
-  /// sent between the clearing and the arming rang for nobody, but we are awake and take the ready bits next.
+  /// Armed stays set while any other sleeps: the sender who woke us has cleared it. The last one out clears it, as a
+  /// lone sleeper does, but someone may have come to sleep and armed it just before: ask again, after the exchange.
+  /// What was sent between the clearing and the arming rang for nobody, but we are awake and take the ready bits next.
   void leave_others() {
     const bool last = sleepers.fetch_add(~U32{0}) == 1;
     if (mutation == Mutation::kDisarmWithoutFence) {
@@ -126,6 +136,27 @@ struct Poller {
     }
     if (mutation != Mutation::kNoRearm && sleepers.load_acquire() != 0) armed.exchange(1);
   }
+
+  /// The same with a lock around each arming and disarming. Being the last must be asked inside it: whoever came since
+  /// has counted itself before it took the lock to arm.
+  void leave_others_locked() {
+    const bool last = sleepers.fetch_add(~U32{0}) == 1;
+    lock();
+    if (!last) {
+      armed.exchange(1);
+    } else if (mutation == Mutation::kNoLookAfterDisarm || sleepers.load_relaxed() == 0) {
+      armed.store_relaxed(0);
+    }
+    unlock();
+  }
+
+  /// A spin lock, without the schedules of its spinning.
+  void lock() {
+    model::kernel_wait(
+        "lock", lock_word, [](const Atomic<U32>& word) { return word.load_relaxed() == 0; },
+        [](Atomic<U32>& word) { word.exchange(1); });
+  }
+  void unlock() { lock_word.store_release(0); }
 
   /// Ready bits that this thread took and will not serve: another one must.
   void give_back(U32 bits) {
@@ -276,9 +307,9 @@ void serve_one(Poller& poller, Stream* streams, std::size_t count, bool impatien
   }
 }
 
-/// Two streams, one sender, two threads in one epoll: no message may wait for a thread that is at work, or gone, while the
-/// other one sleeps.
-Result one_to_two(bool impatient, Mutation mutation, const Options& o) {
+/// Two streams, one sender, two threads in one epoll: no message may wait for a thread that is at work, or gone, while
+/// the other one sleeps.
+Result one_to_two(Sleepers kind, bool impatient, Mutation mutation, const Options& o) {
   return model::explore(o, [=](Run& run) {
     struct State {
       Poller poller;
@@ -286,7 +317,7 @@ Result one_to_two(bool impatient, Mutation mutation, const Options& o) {
     };
     auto& s = run.state<State>();
     s.poller.name(run, "armed", "ready");
-    s.poller.shared = true;
+    s.poller.kind = kind;
     s.poller.mutation = mutation;
     for (std::size_t i = 0; i < 2; ++i) {
       s.streams[i].name(run);
@@ -326,11 +357,16 @@ Result full_ring(U32 capacity, unsigned char messages, Mutation mutation, const 
   });
 }
 
-Options options(const char* name, Reduction reduction = Reduction::kStates) {
+Options options(const std::string& name, Reduction reduction = Reduction::kStates) {
   Options o;
   o.name = name;
   o.reduction = reduction;
   return o;
+}
+
+/// Each broken protocol has a name of its own, to be replayed by.
+std::string numbered(const char* name, Mutation mutation) {
+  return name + std::to_string(static_cast<int>(mutation));
 }
 
 void require_right(const Result& result) {
@@ -359,8 +395,16 @@ TEST_CASE("sleep: two senders, one sleeper") {
 }
 
 TEST_CASE("sleep: one sender, two sleepers in one epoll") {
-  require_right(one_to_two(false, Mutation::kNone, options("1 to 2")));
-  require_right(one_to_two(true, Mutation::kNone, options("1 to 2 with a timeout")));
+  require_right(one_to_two(Sleepers::kSeveral, false, Mutation::kNone, options("1 to 2")));
+  require_right(one_to_two(Sleepers::kSeveral, true, Mutation::kNone, options("1 to 2 with a timeout")));
+}
+
+TEST_CASE("sleep: one sender, two sleepers in one epoll that arm and disarm under a lock") {
+  require_right(one_to_two(Sleepers::kSeveralLocked, false, Mutation::kNone, options("1 to 2 locked")));
+  require_right(one_to_two(Sleepers::kSeveralLocked, true, Mutation::kNone, options("1 to 2 locked with a timeout")));
+  require_found(
+      one_to_two(Sleepers::kSeveralLocked, false, Mutation::kNoLookAfterDisarm, options("last asked outside the lock")),
+      "waits in epoll_wait");
 }
 
 TEST_CASE("sleep: a ring that fills") {
@@ -375,7 +419,8 @@ TEST_CASE("sleep: the protocol without one of its parts is found to be wrong") {
   const auto mutation = GENERATE(Mutation::kBitWithoutFence, Mutation::kArmedBeforeBit, Mutation::kTailAfterBit,
                                  Mutation::kArmWithoutFence, Mutation::kNoSecondLook, Mutation::kBitClearedLate);
   CAPTURE(static_cast<int>(mutation));
-  require_found(many_to_one(1, 2, mutation, options("broken sleep")), "deadlock: receiver waits in epoll_wait");
+  require_found(many_to_one(1, 2, mutation, options(numbered("broken sleep ", mutation))),
+                "deadlock: receiver waits in epoll_wait");
 }
 
 TEST_CASE("sleep: a tail published before its bytes is found to be wrong") {
@@ -386,18 +431,21 @@ TEST_CASE("sleep: two in one epoll without one of the parts are found to be wron
   const auto mutation = GENERATE(Mutation::kBlindDisarm, Mutation::kNoLookAfterDisarm, Mutation::kDisarmWithoutFence,
                                  Mutation::kNoRearm, Mutation::kLeftoverKept);
   CAPTURE(static_cast<int>(mutation));
-  require_found(one_to_two(false, mutation, options("broken pair")), "waits in epoll_wait");
+  require_found(one_to_two(Sleepers::kSeveral, false, mutation, options(numbered("broken pair ", mutation))),
+                "waits in epoll_wait");
 }
 
 TEST_CASE("sleep: a timeout that leaves without looking is found to be wrong") {
-  require_found(one_to_two(true, Mutation::kNoScanAfterTimeout, options("broken timeout")), "waits in epoll_wait");
+  require_found(one_to_two(Sleepers::kSeveral, true, Mutation::kNoScanAfterTimeout, options("broken timeout")),
+                "waits in epoll_wait");
 }
 
 TEST_CASE("sleep: a full ring without one of the parts is found to be wrong") {
   const auto mutation =
       GENERATE(Mutation::kWantSpaceUnfenced, Mutation::kWantSpaceStored, Mutation::kNoSecondLookAtHead);
   CAPTURE(static_cast<int>(mutation));
-  require_found(full_ring(1, 2, mutation, options("broken space")), "deadlock: producer waits in epoll_wait");
+  require_found(full_ring(1, 2, mutation, options(numbered("broken space ", mutation))),
+                "deadlock: producer waits in epoll_wait");
 }
 
 }  // namespace
