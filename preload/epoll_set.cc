@@ -479,6 +479,10 @@ void unmanage_members(Stream* s) {
 
 void refresh_members(Stream* s) {
   if (s->members == nullptr) return;
+  if (locks_held_here() != 0) {
+    defer(s, kDeferredRefresh);
+    return;
+  }
   EpollMember* members[kMembersOfStreamMax];
   unsigned count = 0;
   members_of(s, members, &count);

@@ -25,6 +25,9 @@ class FdTable {
   bool set_epoll(int fd, EpollSet* set_) { return set(fd, reinterpret_cast<std::uintptr_t>(set_) | kEpoll); }
   bool set_hidden(int fd) { return set(fd, kHidden); }
   void clear(int fd);
+  // Forgets `fd` if it still names the object. Of several threads that close one number, one gets true.
+  bool take(int fd, const Stream* stream) { return take_word(fd, reinterpret_cast<std::uintptr_t>(stream) | kStream); }
+  bool take(int fd, const EpollSet* set_) { return take_word(fd, reinterpret_cast<std::uintptr_t>(set_) | kEpoll); }
 
   // Highest number ever entered, for the few loops over all.
   int highest() const { return static_cast<int>(highest_.load_relaxed()); }  // relaxed: a hint for rare loops
@@ -33,7 +36,7 @@ class FdTable {
   enum Tag : std::uintptr_t { kNone = 0, kStream = 1, kEpoll = 2, kHidden = 3, kTagMask = 3 };
 
   std::uintptr_t word(int fd) const {
-    Atomic<std::uintptr_t>* words = words_;
+    auto* words = reinterpret_cast<Atomic<std::uintptr_t>*>(words_.load_acquire());  // SYNC: table made
     if (words == nullptr || static_cast<unsigned>(fd) >= kMaxFd) return 0;
     return words[fd].load_acquire();  // SYNC: fd entered
   }
@@ -42,10 +45,10 @@ class FdTable {
     return (w & kTagMask) == tag ? w & ~static_cast<std::uintptr_t>(kTagMask) : 0;
   }
   bool set(int fd, std::uintptr_t value);
+  bool take_word(int fd, std::uintptr_t expected);
   bool allocate();
 
-  Atomic<std::uintptr_t>* words_ = nullptr;
-  Atomic<std::uint32_t> allocating_;
+  Atomic<std::uintptr_t> words_;  // of Atomic<std::uintptr_t>[kMaxFd]
   Atomic<std::uint32_t> highest_;
 };
 

@@ -8,7 +8,11 @@
 
 namespace mpklink {
 
-inline void end_kernel_call(void* s) { static_cast<Stream*>(s)->kernel_calls.fetch_add(~std::uint32_t{0}); }
+inline void end_kernel_call(void* stream) {
+  auto* s = static_cast<Stream*>(stream);
+  s->kernel_calls.fetch_add(~std::uint32_t{0});
+  unpin(s);
+}
 
 enum class Flow { kIn, kOut };
 
@@ -17,6 +21,7 @@ template <class Call>
 bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result, Call call) {
   ssize_t n = -1;
   {
+    if (!hold(fd, s)) return false;
     s->kernel_calls.fetch_add(1);  // SYNC: kernel_calls, before the look at the state
     const State state = state_of(s);
     if (state != State::kCandidate && state != State::kPlain) {
@@ -26,7 +31,9 @@ bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result
     pthread_cleanup_push(end_kernel_call, s);
     n = call();
     if (n > 0 && counts) (flow == Flow::kIn ? s->tcp_received : s->tcp_sent).fetch_add(static_cast<std::uint64_t>(n));
-    pthread_cleanup_pop(1);
+    pthread_cleanup_pop(0);
+    const ErrnoSaver keep;
+    end_kernel_call(s);
   }
   if (n > 0) after_operation(fd, s);
   *result = n;

@@ -157,7 +157,7 @@ void give_slot(Pair* pair, const Stream* stream) {
 
 int peer_bell(Pair* pair, std::uint32_t id) {
   std::uint32_t known = pair->peer_bell[id].load_acquire();
-  if (known == 0 && pair->generation == process().generation.load_relaxed()) {  // relaxed: changes by fork only
+  if (known == 0 && !pair->lock.held_by_this_thread() && pair->generation == process().generation.load_relaxed()) {  // relaxed: changes by fork only
     const ErrnoSaver keep;
     const LockGuard guard(pair->lock);
     drain_control(pair);
@@ -199,6 +199,7 @@ bool fetch_bells(Stream* s) {
 bool send_bell(Pair* pair, std::uint32_t id, int bell_fd, bool* fresh) {
   const std::uint64_t bit = std::uint64_t{1} << (id % 64);
   const ErrnoSaver keep;
+  if (pair->lock.held_by_this_thread()) return false;  // in a handler: it waits by looking now and then
   const LockGuard guard(pair->lock);
   if (pair->bell_sent[id / 64] & bit) return true;
   if (pair->offering) {

@@ -105,11 +105,17 @@ void PollCall::enter() {
     entries_[i] = {fd_table().stream(fds_[i].fd), false};
     Stream* s = entries_[i].stream;
     if (s == nullptr) {
-      if (EpollSet* set = fd_table().epoll(fds_[i].fd)) mark_nested(set);
+      EpollSet* set = fd_table().epoll(fds_[i].fd);
+      if (set != nullptr && locks_held_here() == 0) mark_nested(set);
       continue;
     }
-    s->kernel_calls.fetch_add(1);
-    if (!pin(s)) continue;
+    if (!hold(fds_[i].fd, s)) {  // closed meanwhile: the kernel will say what the number is now
+      entries_[i].stream = nullptr;
+      continue;
+    }
+    s->kernel_calls.fetch_add(1);  // SYNC: kernel_calls, before the look at the state
+    const State state = state_of(s);
+    if ((state != State::kOffered && state != State::kShared) || s->channel == nullptr) continue;
     s->kernel_calls.fetch_add(~0u);
     entries_[i].pinned = true;
     if (first_ == nullptr) first_ = s;
@@ -124,6 +130,7 @@ void PollCall::leave() {
     if (s == nullptr) continue;
     if (!entries_[i].pinned) {
       s->kernel_calls.fetch_add(~0u);
+      unpin(s);
       continue;
     }
     if (bell_ >= 0) {

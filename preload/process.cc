@@ -20,6 +20,8 @@ namespace {
 
 Process g_process;
 __thread std::uint32_t t_thread_id __attribute__((tls_model("initial-exec")));
+// Read and written by this thread and its signal handlers only; Atomic so that no access is moved or merged.
+__thread Atomic<std::uint32_t> t_locks_held __attribute__((tls_model("initial-exec")));
 
 Atomic<std::uint32_t>* g_own_memory;
 
@@ -110,9 +112,22 @@ std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(now.tv_sec) * 1000000000u + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
+std::uint32_t locks_held_here() { return t_locks_held.load_relaxed(); }  // relaxed: this thread's own
+
 bool SpinLock::try_lock() {
   std::uint32_t expected = 0;
-  return owner_.compare_exchange(expected, thread_id());
+  // Counted first: a handler between the two statements must not think that nothing is held.
+  t_locks_held.store_relaxed(t_locks_held.load_relaxed() + 1);
+  if (owner_.compare_exchange(expected, thread_id())) return true;
+  t_locks_held.store_relaxed(t_locks_held.load_relaxed() - 1);
+  return false;
+}
+
+void SpinLock::unlock() {
+  owner_.store_release(0);  // SYNC: spin lock
+  const std::uint32_t held = t_locks_held.load_relaxed() - 1;
+  t_locks_held.store_relaxed(held);
+  if (held == 0) run_deferred();
 }
 
 void SpinLock::lock() {
@@ -142,6 +157,7 @@ void forked_child() {
   Process& p = g_process;
   if (g_own_memory != nullptr) g_own_memory->store_relaxed(1);  // relaxed: one thread here
   t_thread_id = 0;
+  t_locks_held.store_relaxed(0);
   p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));
   p.generation.fetch_add(1);
   p.id = {};

@@ -20,12 +20,18 @@ struct ProcessId {
 // This thread's number in the kernel; cached, renewed in the child of a fork.
 std::uint32_t thread_id();
 
+// How many SpinLocks this thread holds. In a signal handler: not 0 means that it interrupted the library, and that taking
+// a lock may wait for ever for the very thread it runs on. Hooks that POSIX calls async-signal-safe then put off what needs one.
+std::uint32_t locks_held_here();
+// Called by the unlock that leaves the thread without locks: does what handlers have put off.
+void run_deferred();
+
 // A short lock for process-private tables. No program code and no blocking call runs under it.
 class SpinLock {
  public:
   void lock();
   bool try_lock();
-  void unlock() { owner_.store_release(0); }  // SYNC: spin lock
+  void unlock();
   bool held_by_this_thread() const { return owner_.load_relaxed() == thread_id(); }  // relaxed: own value or not
   void reset() { owner_.store_relaxed(0); }   // in the child of a fork
 

@@ -164,10 +164,10 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   s->core->receive.tcp_received.store_relaxed(s->tcp_received.load_relaxed());
 }
 
+// Back to TCP. Claimed or both locks held; the caller releases the channel (release_stream) outside of the locks.
 void detach_channel(Stream* s) {
   unmanage_members(s);
-  s->state.store_release(static_cast<std::uint32_t>(State::kPlain));
-  drop_channel(s);
+  s->state.exchange(static_cast<std::uint32_t>(State::kPlain));  // SYNC: pins
 }
 
 // O_NONBLOCK and the timeouts as they are now; hooks follow them from here on.
@@ -328,6 +328,7 @@ void abandon_offer(Stream* s, bool new_pair, Reason reason) {
   }
   detach_channel(s);
   settle_plain(s, reason);
+  release_stream(s, kDropChannel);
 }
 
 void connector_offer(int fd, Stream* s) {
@@ -396,11 +397,12 @@ void withdraw(Stream* s, Reason reason) {
   }
   s->receive_lock.unlock();
   s->send_lock.unlock();
+  if (withdrawn) release_stream(s, kDropChannel);
   drop_socket(s);
 }
 
-void connector_await(Stream* s) {
-  if (!pin(s)) return;
+void connector_await(int fd, Stream* s) {
+  if (!pin(fd, s)) return;
   bool accepted = false;
   {
     const Gate gate;
@@ -635,7 +637,7 @@ void take_step(int fd, Stream* s) {
   }
   const State state = state_of(s);
   if (state == State::kOffered) {
-    connector_await(s);
+    connector_await(fd, s);
     return;
   }
   if (state != State::kCandidate && state != State::kSettling) return;
@@ -664,7 +666,7 @@ void after_operation(int fd, Stream* s) {
   std::uint32_t due = s->next_try.load_relaxed();  // relaxed: a count
   if (due == 0) due = process().settings.warmup + (s->connector ? 2 : 1);
   if (operations < due) return;
-  if (s->step_lock.held_by_this_thread() || !s->step_lock.try_lock()) return;
+  if (locks_held_here() != 0 || !s->step_lock.try_lock()) return;  // in a handler that interrupted us: later
   const ErrnoSaver keep;
   if (fd_table().stream(fd) == s && !in_foreign_child()) take_step(fd, s);
   s->step_lock.unlock();

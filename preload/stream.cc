@@ -57,7 +57,7 @@ void reset_stream(Stream* s) {
   s->ring_tx_base = s->ring_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
-      &s->sends_after_fin, &s->gap_ns, &s->operations, &s->kernel_calls, &s->next_try, &s->fds};
+      &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds};
   for (auto* word : words) word->store_relaxed(0);
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns};
   for (auto* word : wide) word->store_relaxed(0);
@@ -95,7 +95,8 @@ void close_managed(int fd, Stream* s) {
   s->send_lock.lock();
   s->receive_lock.lock();
   bool unread = false;
-  if (s->channel != nullptr && !s->forked.load_relaxed()) {  // relaxed: set with both locks held
+  const bool has_channel = s->channel != nullptr;
+  if (has_channel && !s->forked.load_relaxed()) {  // relaxed: set with both locks held
     bool theirs = true;
     if (state_of(s) == State::kOffered) {
       const Gate gate;
@@ -104,16 +105,56 @@ void close_managed(int fd, Stream* s) {
     }
     if (theirs) tell_peer_we_closed(s, &unread);
   }
-  if (unread) {
+  if (unread && fd >= 0) {
     // close(2) with unread data is a reset (RFC 1122 4.2.2.13); the kernel does not know of the bytes in the ring.
     const linger reset = {1, 0};
     real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
   }
-  set_state(s, State::kPlain);  // whoever waits for the locks finds nothing to do here
-  if (s->channel != nullptr) drop_channel(s);
+  // SYNC: pins. Exchange: the state is visible before we look at the pins; a pinner counts itself, then looks at the state.
+  s->state.exchange(static_cast<std::uint32_t>(State::kPlain));
   s->receive_lock.unlock();
   s->send_lock.unlock();
 }
+
+// What TCP's close must look like to the peer, then the end of the object. fd -1: the kernel has closed it already.
+void end_stream(int fd, Stream* s) {
+  const ErrnoSaver keep;
+  s->step_lock.lock();  // no upgrade step is under way, and none begins: the table no longer knows the stream
+  detach_members(s);
+  if (s->operations.load_relaxed() != 0) make_plain(s, Reason::kShortLived);  // relaxed: the last descriptor is going
+  if (managed(state_of(s))) close_managed(fd, s);
+  s->state.exchange(static_cast<std::uint32_t>(State::kPlain));
+  close_hidden(s->rendezvous_fd);
+  s->rendezvous_fd = -1;
+  s->step_lock.unlock();
+  release_stream(s, kFreeStream);
+}
+
+void drop_channel(Stream* s) {
+  s->send_lock.lock();
+  s->receive_lock.lock();
+  account_ring_bytes(s);
+  process().guard.unmap(real().sys, reinterpret_cast<unsigned char*>(s->core));
+  s->core = nullptr;
+  s->channel = nullptr;
+  Pair* pair = s->pair;
+  s->pair = nullptr;
+  give_slot(pair, s);
+  s->receive_lock.unlock();
+  s->send_lock.unlock();
+  const LockGuard guard(pairs_lock());
+  release_pair(pair);
+}
+
+// Nobody has it pinned. Whoever takes the word does the work; the others find it taken.
+void finish(Stream* s) {
+  const std::uint32_t what = s->after_pins.exchange(0);
+  if (what == 0) return;
+  if (s->channel != nullptr) drop_channel(s);
+  if (what & kFreeStream) free_stream(s);
+}
+
+__thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
 
 }  // namespace
 
@@ -174,12 +215,53 @@ RingConsumer consumer_of(Stream* s) {
   return {&in.consumer, &in.producer, &s->core->consumer, base + ring_offset(s->capacity, 1 - s->side), s->capacity};
 }
 
-bool pin(Stream* s) {
-  s->pins.fetch_add(1);
+bool hold(int fd, Stream* s) {
+  s->pins.fetch_add(1);  // SYNC: pins, before the look at table and state
+  if (fd_table().stream(fd) == s) return true;
+  unpin(s);
+  return false;
+}
+
+bool pin(int fd, Stream* s) {
+  if (!hold(fd, s)) return false;
   const State state = state_of(s);
   if ((state == State::kOffered || state == State::kShared) && s->channel != nullptr) return true;
   unpin(s);
   return false;
+}
+
+void unpin(Stream* s) {
+  if (s->pins.fetch_add(~std::uint32_t{0}) != 1 || s->after_pins.load_acquire() == 0) return;
+  const ErrnoSaver keep;
+  if (locks_held_here() != 0) {
+    defer(s, kDeferredRelease);
+  } else {
+    finish(s);
+  }
+}
+
+void release_stream(Stream* s, std::uint32_t what) {
+  s->after_pins.fetch_or(what);  // SYNC: pins, before the look at them
+  if (s->pins.load_acquire() == 0) finish(s);
+}
+
+void defer(Stream* s, Deferred what) {
+  if (s->deferred.fetch_or(what) != 0) return;  // on the list already
+  s->next_deferred = t_deferred;
+  t_deferred = s;
+}
+
+void run_deferred() {
+  while (Stream* s = t_deferred) {
+    t_deferred = s->next_deferred;
+    const std::uint32_t what = s->deferred.exchange(0);
+    if (what & kDeferredRefresh) refresh_members(s);
+    if (what & kDeferredEnd) {
+      end_stream(-1, s);
+    } else if (what & kDeferredRelease) {
+      finish(s);
+    }
+  }
 }
 
 void became_shared(Stream* s) {
@@ -199,38 +281,18 @@ void account_ring_bytes(Stream* s) {
   s->ring_rx_base = received;
 }
 
-void drop_channel(Stream* s) {
-  while (s->pins.load_acquire() != 0) sched_yield();  // bounded: pins last as long as a spin
-  account_ring_bytes(s);
-  process().guard.unmap(real().sys, reinterpret_cast<unsigned char*>(s->core));
-  s->core = nullptr;
-  s->channel = nullptr;
-  Pair* pair = s->pair;
-  s->pair = nullptr;
-  give_slot(pair, s);
-  const LockGuard guard(pairs_lock());
-  release_pair(pair);
-}
-
-void before_close(int fd, Stream* s) {
-  const ErrnoSaver keep;
-  detach_members(s);
-  if (s->operations.load_relaxed() != 0) make_plain(s, Reason::kShortLived);  // relaxed: the last descriptor is going
-  if (managed(state_of(s))) close_managed(fd, s);
-  close_hidden(s->rendezvous_fd);
-  s->rendezvous_fd = -1;
-  free_stream(s);
-}
-
 void forget_fd(int fd) {
   FdTable& table = fd_table();
   if (fd < 0 || table.empty(fd)) return;
   if (Stream* s = table.stream(fd)) {
-    table.clear(fd);
-    if (s->fds.fetch_add(~std::uint32_t{0}) == 1) before_close(fd, s);
+    if (!table.take(fd, s) || s->fds.fetch_add(~std::uint32_t{0}) != 1) return;
+    if (locks_held_here() != 0) {
+      defer(s, kDeferredEnd);
+    } else {
+      end_stream(fd, s);
+    }
   } else if (EpollSet* set = table.epoll(fd)) {
-    table.clear(fd);
-    forget_epoll_fd(set, fd);
+    if (table.take(fd, set)) forget_epoll_fd(set, fd);
   } else if (table.hidden(fd)) {
     table.clear(fd);
   }
@@ -272,11 +334,15 @@ void streams_forked_child() {
     s->receive_lock.reset();
     s->members_lock.reset();
     s->step_lock.reset();
-    s->pins.store_relaxed(0);
+    s->pins.store_relaxed(0);  // the other threads are the parent's
     s->kernel_calls.store_relaxed(0);
+    s->deferred.store_relaxed(0);
     close_hidden(s->rendezvous_fd);
     s->rendezvous_fd = -1;
+    make_plain(s, Reason::kForked);
+    if (s->after_pins.load_relaxed() != 0) finish(s);  // relaxed: one thread here
     if (s->channel == nullptr) return;
+    s->forked.store_relaxed(1);  // by _Fork or clone no handler ran in the parent
     const Gate gate;
     s->ring_tx_base = s->core->producer.tail.load_relaxed();  // relaxed: a statistic
     s->ring_rx_base = s->core->consumer.head.load_relaxed();

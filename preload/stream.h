@@ -87,7 +87,10 @@ struct Stream {
   std::uint8_t rendezvous_step;        // RendezvousStep
   ProcessId peer_id;
 
-  Atomic<std::uint32_t> pins;          // threads that look at the channel without a lock; it stays mapped for them
+  Atomic<std::uint32_t> pins;          // threads that use the object without a lock; channel and slot stay for them
+  Atomic<std::uint32_t> after_pins;    // AfterPins: what the last of them has to do
+  Atomic<std::uint32_t> deferred;      // Deferred: what a signal handler has put off
+  Stream* next_deferred;
   Atomic<std::uint32_t> fds;           // descriptors of this process that name it
   SpinLock members_lock;
   EpollMember* members;                // its registrations in epoll sets; under members_lock
@@ -105,23 +108,29 @@ void count_plain(Reason reason);
 
 // The descriptor is gone (closed, overwritten, or found to be something else). The last one ends the stream.
 void forget_fd(int fd);
-// Before the kernel's close of the last descriptor: what TCP's close must look like to the peer.
-void before_close(int fd, Stream* stream);
 
 RingProducer producer_of(Stream* s);
 RingConsumer consumer_of(Stream* s);
 inline Direction& outgoing(Stream* s) { return s->channel->direction[s->side]; }
 inline Direction& incoming(Stream* s) { return s->channel->direction[1 - s->side]; }
 
-// Keeps the channel mapped while a thread looks at it outside of the stream's locks (spinning, poll). False: there is none.
-bool pin(Stream* s);
-inline void unpin(Stream* s) { s->pins.fetch_add(~std::uint32_t{0}); }
+// Keeps the channel mapped and the slot this stream's while a thread uses them outside of the locks (spinning, asleep,
+// poll). Whoever closes meanwhile does not wait: the last one to let go cleans up. False: `fd` names no stream with a channel.
+bool pin(int fd, Stream* s);
+// The same for a stream without a channel: a kernel call on it. False: `fd` names another stream by now.
+bool hold(int fd, Stream* s);
+void unpin(Stream* s);
 
 // The peer has accepted: each direction may switch. Counted once.
 void became_shared(Stream* s);
 
-// Unmaps the channel and leaves the pair. Both locks held.
-void drop_channel(Stream* stream);
+enum AfterPins : std::uint32_t { kDropChannel = 1, kFreeStream = 2 };
+// The stream no longer uses its channel (its state is kPlain): unmaps it, and with kFreeStream ends it, now or when the last
+// pin goes. Outside of the stream's locks.
+void release_stream(Stream* stream, std::uint32_t what);
+
+enum Deferred : std::uint32_t { kDeferredEnd = 1, kDeferredRelease = 2, kDeferredRefresh = 4 };
+void defer(Stream* stream, Deferred what);
 void account_ring_bytes(Stream* stream);  // adds what this process moved to the counters
 
 template <class Visit>

@@ -255,6 +255,15 @@ ssize_t finish(std::size_t done, int error) {
   return -1;
 }
 
+// The descriptor no longer names the managed stream. One that went back to TCP is the kernel's business; one that was closed
+// while this thread slept on it must not be used again: its number may be another file's by now.
+ssize_t lost(int fd, const Stream* s, std::size_t done, bool waited) {
+  if (done > 0) return static_cast<ssize_t>(done);
+  if (!waited || fd_table().stream(fd) == s) return kNotOurs;
+  errno = EBADF;
+  return -1;
+}
+
 // ---------------------------------------------------------------------------------------------- sending
 
 // Whether this direction may leave TCP now. Gate open, send lock held.
@@ -436,13 +445,14 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
   const ReceiveArguments arguments = {fd, s, parts, count, flags};
   std::size_t done = 0;
   std::uint64_t deadline = 0;
+  bool waited = false;
   for (;;) {
     Step step;
     bool follow = false;
     {
       const TransferLock lock(fd, s, TransferLock::kReceive);
       if (lock.reentered()) return finish(done, EAGAIN);
-      if (!lock.held()) return done > 0 ? static_cast<ssize_t>(done) : kNotOurs;
+      if (!lock.held()) return lost(fd, s, done, waited);
       step = receive_step(arguments, done, &follow);
     }
     if (follow) refresh_members(s);
@@ -453,6 +463,7 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish(done, step.error);
+    waited = true;
     const int error = block(s, fd, EPOLLIN, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish(done, error);
   }
@@ -467,12 +478,13 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
   const ReceiveArguments arguments = {fd, s, parts, count, flags};
   std::size_t done = 0;
   std::uint64_t deadline = 0;
+  bool waited = false;
   for (;;) {
     Step step;
     {
       const TransferLock lock(fd, s, TransferLock::kSend);
       if (lock.reentered()) return finish(done, EAGAIN);
-      if (!lock.held()) return done > 0 ? static_cast<ssize_t>(done) : kNotOurs;
+      if (!lock.held()) return lost(fd, s, done, waited);
       step = send_step(arguments, done, total - done);
     }
     if (step.n >= 0) {
@@ -481,6 +493,7 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
       continue;
     }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish(done, step.error);
+    waited = true;
     const int error = block(s, fd, EPOLLOUT, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish(done, error);
   }

@@ -209,7 +209,7 @@ bool may_spin(Pair* pair, std::uint32_t our_side) {
 }
 
 Waited wait_stream(Stream* s, int fd, std::uint32_t event, std::uint64_t deadline_ns) {
-  if (!pin(s)) return wait_kernel(s, fd, event, deadline_ns);
+  if (!pin(fd, s)) return wait_kernel(s, fd, event, deadline_ns);
   const std::uint64_t start = now_ns();
   if (spin_on(s, event)) {
     process().counters.spin_hits.fetch_add(1);
