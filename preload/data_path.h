@@ -16,7 +16,7 @@ ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call)
     if (managed(state)) {
       const ssize_t n = receive_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
-        if (n > 0 && state == State::kOffered) after_operation(fd, s);
+        if (n > 0 && state != State::kShared) after_operation(fd, s);
         return n;
       }
       if (flags & (MSG_OOB | MSG_ERRQUEUE)) break;
@@ -42,10 +42,9 @@ ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
     if (managed(state)) {
       const ssize_t n = send_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
-        if (n > 0 && state == State::kOffered) after_operation(fd, s);
+        if (n > 0 && state != State::kShared) after_operation(fd, s);
         return n;
       }
-      if (flags & (MSG_OOB | MSG_FASTOPEN | MSG_ZEROCOPY)) break;
       continue;
     }
     ssize_t n = 0;

@@ -9,6 +9,7 @@
 #include "preload/assert.h"
 #include "preload/epoll_tag.h"
 #include "preload/fd_table.h"
+#include "preload/rendezvous.h"
 
 namespace mpklink {
 namespace {
@@ -430,10 +431,23 @@ int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
   if (set == nullptr) {
     // An epoll descriptor we did not see made (inherited over exec). Somebody may be asleep in it uncounted.
     set = make_epoll_set(epfd);
-    if (set == nullptr) return kUnhandled;
+    if (set == nullptr) {
+      if (s->channel == nullptr) return make_plain(s, Reason::kLimit), kUnhandled;
+      errno = ENOMEM;
+      return -1;
+    }
     set->sleepers.fetch_add(1);
   }
-  if (s->receive_lock.held_by_this_thread()) return kUnhandled;
+  if (locks_held_here() != 0) {  // in a handler that interrupted us: what the kernel is told here no member would know
+    if (s->channel == nullptr) return make_plain(s, Reason::kLimit), kUnhandled;
+    errno = ENOMEM;
+    return -1;
+  }
+  if (op == EPOLL_CTL_MOD) {
+    if (EpollMember* m = find_member(set, s, fd)) {
+      if ((m->events & EPOLLONESHOT) && !m->managed) before_rearm(fd, s, m);
+    }
+  }
   const LockGuard stream_guard(s->receive_lock);  // an upgrade step of another thread is over, or has not begun
   if (fd_table().stream(fd) != s) return kUnhandled;
   const LockGuard guard(set->lock);
@@ -449,6 +463,14 @@ void mark_nested(EpollSet* set) {
     for_each_pair(set, [&](Pair* pair) { arm_board(set, pair); });
   }
   nudge(set);
+}
+
+bool may_manage_now(Stream* s) {
+  const LockGuard guard(s->members_lock);
+  for (EpollMember* m = s->members; m != nullptr; m = m->next_in_stream) {
+    if ((m->events & EPOLLONESHOT) && m != s->rearming) return false;
+  }
+  return true;
 }
 
 bool manage_members(Stream* s) {

@@ -71,6 +71,8 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
 // Makes all registrations of a stream managed. False: one of them cannot be; none is changed then. Called by the thread
 // that takes the upgrade step, both stream locks held, channel and pair in place.
 bool manage_members(Stream* s);
+// Whether the upgrade may take the stream's registrations over now: a one-shot one only while the program re-arms it.
+bool may_manage_now(Stream* s);
 // Back to the program's own registrations (the peer declined).
 void unmanage_members(Stream* s);
 // The receiving direction has moved: earlier news of the new path may have been looked at and dropped; look again.

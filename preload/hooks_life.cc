@@ -17,34 +17,35 @@ namespace {
 
 bool is_internet(int family) { return family == AF_INET || family == AF_INET6; }
 
-void track(int fd, State state, bool connector) {
+void track(int fd, State state, bool connector, bool nonblocking) {
   if (process().settings.disabled) return;
   Stream* s = make_stream(state);
   if (s == nullptr) return;
   s->connector = connector;
+  s->nonblocking.store_relaxed(nonblocking);
   enter_stream(fd, s);
 }
 
 // A connection accepted from a socket of the given family.
-int accepted(int fd, const sockaddr_storage& peer, socklen_t size) {
+int accepted(int fd, const sockaddr_storage& peer, socklen_t size, int flags) {
   if (fd < 0) return fd;
   fresh_fd(fd);
-  if (size >= sizeof peer.ss_family && is_internet(peer.ss_family)) track(fd, State::kCandidate, false);
+  if (size >= sizeof peer.ss_family && is_internet(peer.ss_family)) track(fd, State::kCandidate, false, (flags & SOCK_NONBLOCK) != 0);
   return fd;
 }
 
 template <class Call>
-int accept_any(struct sockaddr* address, socklen_t* size, Call call) {
+int accept_any(struct sockaddr* address, socklen_t* size, int flags, Call call) {
   sockaddr_storage own = {};
   if (address == nullptr || size == nullptr) {
     socklen_t own_size = sizeof own;
-    return accepted(call(reinterpret_cast<sockaddr*>(&own), &own_size), own, own_size);
+    return accepted(call(reinterpret_cast<sockaddr*>(&own), &own_size), own, own_size, flags);
   }
   const socklen_t room = *size;
   const int fd = call(address, size);
   if (fd < 0) return fd;
   memcpy(&own, address, room < sizeof own.ss_family ? room : sizeof own.ss_family);
-  return accepted(fd, own, room);
+  return accepted(fd, own, room, flags);
 }
 
 // The table follows `from` to its new number `to`.
@@ -115,7 +116,7 @@ extern "C" {
 int mpklink_socket(int domain, int type, int protocol) noexcept {
   const int fd = fresh_fd(real().socket(domain, type, protocol));
   const bool tcp = is_internet(domain) && (type & 0xf) == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP);
-  if (fd >= 0 && tcp) track(fd, State::kFresh, false);
+  if (fd >= 0 && tcp) track(fd, State::kFresh, false, (type & SOCK_NONBLOCK) != 0);
   return fd;
 }
 
@@ -133,10 +134,10 @@ int mpklink_connect(int fd, const struct sockaddr* address, socklen_t size) {
 }
 
 int mpklink_accept(int fd, struct sockaddr* address, socklen_t* size) {
-  return accept_any(address, size, [&](sockaddr* a, socklen_t* n) { return real().accept(fd, a, n); });
+  return accept_any(address, size, 0, [&](sockaddr* a, socklen_t* n) { return real().accept(fd, a, n); });
 }
 int mpklink_accept4(int fd, struct sockaddr* address, socklen_t* size, int flags) {
-  return accept_any(address, size, [&](sockaddr* a, socklen_t* n) { return real().accept4(fd, a, n, flags); });
+  return accept_any(address, size, flags, [&](sockaddr* a, socklen_t* n) { return real().accept4(fd, a, n, flags); });
 }
 
 // A listening socket never becomes a stream.

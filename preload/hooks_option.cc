@@ -80,6 +80,14 @@ int mpklink_getsockopt(int fd, int level, int name, void* value, socklen_t* size
 }
 
 int mpklink_setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept {
+  if (level == SOL_SOCKET && name == SO_ZEROCOPY) {
+    // Its notifications come from the kernel's queue, which the bytes of a shared stream do not pass.
+    const Stream* s = stream_of(fd);
+    if (s != nullptr && managed(state_of(s))) {
+      errno = EOPNOTSUPP;
+      return -1;
+    }
+  }
   const int result = real().setsockopt(fd, level, name, value, size);
   if (result != 0) return result;
   if (Stream* s = stream_of(fd)) note_option(s, level, name, value, size);

@@ -24,6 +24,7 @@ struct OfferMessage {  // connector -> acceptor, with the channel's memfd; for a
   std::uint64_t capacity;
   std::uint32_t slot;
   std::uint32_t new_pair;    // 1: a board comes along and this connection becomes the pair's control channel
+  ProcessId pair_nonce;      // the pair's secret between the two processes
   std::uint32_t bell_count;  // bells that come along, behind the memfds: they must be there before anything is accepted
   std::uint32_t bells[kOfferBellsMax];  // the pollers they belong to
 };

@@ -66,15 +66,16 @@ void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
 SpinLock& pairs_lock() { return g_pairs_lock; }
 Pair* pair_at(std::uint32_t index) { return g_pairs[index]; }
 
-Pair* find_pair(const ProcessId& peer, std::uint32_t side) {
+Pair* find_pair(const ProcessId& peer, std::uint32_t side, const ProcessId* nonce) {
+  Pair* found = nullptr;
   for (Pair* pair : g_pairs) {
-    if (pair == nullptr) return nullptr;
-    if (pair->used && pair->side == side && pair->peer == peer &&
-        pair->generation == process().generation.load_relaxed()) {  // relaxed: changes by fork only
-      return pair;
-    }
+    if (pair == nullptr) break;
+    const bool fits = pair->used && pair->side == side && pair->peer == peer &&
+                      pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
+    if (!fits || (nonce != nullptr && !(pair->nonce == *nonce))) continue;
+    if (found == nullptr || (pair->established && !found->established)) found = pair;
   }
-  return nullptr;
+  return found;
 }
 
 Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board) {

@@ -15,6 +15,7 @@ struct Pair {
   std::uint32_t index;  // in the table of pairs
   std::uint32_t generation;  // process().generation of its maker: a forked child must not use its control channel
   ProcessId peer;
+  ProcessId nonce;      // names the pair to its two processes and to nobody else
   Board* board;
   int control_fd;
   bool established;     // the peer has accepted a stream on it
@@ -37,7 +38,8 @@ constexpr std::uint32_t kPeerBellsMax = 512;  // descriptors one peer may park w
 
 // All of these under pairs_lock().
 SpinLock& pairs_lock();
-Pair* find_pair(const ProcessId& peer, std::uint32_t side);
+// nonce null: any pair with that process, an established one first.
+Pair* find_pair(const ProcessId& peer, std::uint32_t side, const ProcessId* nonce);
 Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board);  // null: limit or no memory
 void release_pair(Pair* pair);   // one stream less; the last one lets the pair be collected when the peer is gone
 void collect_pairs();            // frees the pairs without streams whose peer is gone

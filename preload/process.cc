@@ -84,8 +84,12 @@ void mark_own_memory() {
   if (::madvise(at, kPage, MADV_WIPEONFORK) == 0) g_own_memory = word;  // Linux 4.14
 }
 
-bool in_foreign_child() {
+void notice_fork() {
   if (g_own_memory != nullptr && g_own_memory->load_relaxed() == 0) after_fork_in_child();  // relaxed: one thread here
+}
+
+bool in_foreign_child() {
+  notice_fork();
   return static_cast<std::uint32_t>(raw_syscall(SYS_getpid)) != g_process.pid.load_relaxed();  // relaxed: changes by fork only
 }
 

@@ -75,6 +75,7 @@ Process& process();
 // Whether this is a vfork child: it shares our memory, and its calls must not change our tables. A child of _Fork or clone,
 // for which no fork handler ran, is put in order here at its first call.
 bool in_foreign_child();
+void notice_fork();  // the second half of it, for calls that make streams: those must come after
 void mark_own_memory();  // makes the page that tells such children from vfork's (MADV_WIPEONFORK); once
 
 // Decides and installs the guard when the first channel is to be made. False, with the reason, when there may be none.

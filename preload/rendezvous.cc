@@ -67,15 +67,21 @@ Reason reason_of(int error) {
   return Reason::kSystem;
 }
 
+ProcessId random_id() {
+  ProcessId id;
+  if (::getrandom(&id, sizeof id, GRND_NONBLOCK) != sizeof id) {
+    // No entropy yet at boot: unique is enough between processes that prove their identity by other means.
+    id.word[1] = process().pid.load_relaxed();  // relaxed: changes by fork only
+    id.word[0] = now_ns();
+  }
+  id.word[0] |= 1;  // never zero: that is "none yet"
+  return id;
+}
+
 ProcessId own_id() {
   const LockGuard guard(process().setup_lock);
   ProcessId& id = process().id;
-  while (id.word[0] == 0) {
-    if (::getrandom(&id, sizeof id, GRND_NONBLOCK) == sizeof id) continue;
-    // No entropy yet at boot: unique is enough between processes that prove their identity by other means.
-    id.word[0] = now_ns() | 1;
-    id.word[1] = process().pid.load_relaxed();  // relaxed: changes by fork only
-  }
+  if (id.word[0] == 0) id = random_id();
   return id;
 }
 
@@ -86,12 +92,13 @@ int unix_socket(Stream* s) {
 }
 
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
-bool peer_allowed(const Addresses& addresses, int socket) {
+bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {
   const Settings& settings = process().settings;
-  if (settings.peers == PeerPolicy::kAny) return true;
   ucred creds = {};
   socklen_t size = sizeof creds;
   if (real().getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &creds, &size) != 0) return false;
+  s->peer_uid = creds.uid;
+  if (settings.peers == PeerPolicy::kAny) return true;
   if (!uid_is_somebody(creds.uid)) return false;
   TcpEnd end = {};
   const int found = query_peer(addresses.local, addresses.peer, &end);
@@ -207,7 +214,7 @@ void connector_meet(Stream* s, const Addresses& addresses) {
     }
     return;
   }
-  if (!peer_allowed(addresses, fd)) {
+  if (!peer_allowed(addresses, fd, s)) {
     give_up(s, Reason::kPeerUid);
     return;
   }
@@ -242,7 +249,7 @@ void connector_hello(Stream* s) {
 Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   *board_fd = -1;
   *later = false;
-  Pair* pair = find_pair(s->peer_id, 0);
+  Pair* pair = find_pair(s->peer_id, 0, nullptr);
   if (pair != nullptr && !pair->established && pair->streams > 0 && ++pair->postponed <= kPostponeMax) {
     *later = true;  // its first stream is still on its way to be accepted
     return nullptr;
@@ -265,6 +272,8 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
     return nullptr;
   }
   pair->control_fd = s->rendezvous_fd;
+  pair->nonce = random_id();
+  pair->same_user = s->peer_uid == ::geteuid();
   pair->offering = true;
   const Gate gate;
   pair->board->header.magic = kBoardMagic;
@@ -307,6 +316,7 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
   offer.capacity = s->capacity;
   offer.slot = s->slot;
   offer.new_pair = board_fd >= 0 ? 1 : 0;
+  offer.pair_nonce = s->pair->nonce;
   int fds[kMessageFdsMax] = {channel_fd, board_fd};
   int count = board_fd >= 0 ? 2 : 1;
   if (offer.new_pair) {
@@ -332,6 +342,7 @@ void abandon_offer(Stream* s, bool new_pair, Reason reason) {
 }
 
 void connector_offer(int fd, Stream* s) {
+  if (!may_manage_now(s)) return;
   Reason reason = Reason::kSystem;
   if (!ensure_guard(&reason)) {
     give_up(s, reason);
@@ -461,7 +472,7 @@ void acceptor_accept(Stream* s, const Addresses& addresses) {
     give_up(s, Reason::kNoDescriptors);
     return;
   }
-  if (!peer_allowed(addresses, hidden)) {
+  if (!peer_allowed(addresses, hidden, s)) {
     close_hidden(hidden);
     // A stranger got there first; the true peer may still come.
     retry_or_give_up(s, Reason::kPeerUid);
@@ -485,7 +496,8 @@ void acceptor_accept(Stream* s, const Addresses& addresses) {
 // The acceptor's pair for an offer. pairs_lock held. Null with the reason.
 Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bell_fds, Reason* reason) {
   if (!offer.new_pair) {
-    Pair* pair = find_pair(offer.process, 1);
+    // By the pair's secret: a process id is said to everybody who asks, and two processes may have several pairs.
+    Pair* pair = find_pair(offer.process, 1, &offer.pair_nonce);
     if (pair == nullptr) *reason = Reason::kPeerProtocol;
     return pair;
   }
@@ -513,6 +525,8 @@ Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bel
     return nullptr;
   }
   pair->control_fd = s->rendezvous_fd;
+  pair->nonce = offer.pair_nonce;
+  pair->same_user = s->peer_uid == ::geteuid();
   for (std::uint32_t i = 0; i < offer.bell_count; ++i) {
     keep_peer_bell(pair, offer.bells[i], bell_fds[i]);
     bell_fds[i] = -1;
@@ -526,12 +540,28 @@ bool offer_is_sane(const OfferMessage& offer, int fds) {
          fds == static_cast<int>(1 + offer.new_pair + offer.bell_count);
 }
 
+// The connector hands out the numbers and may reuse one as soon as it has closed, which it says in the channel; until then
+// the number is that stream's. pairs_lock held, so that the stream's channel stays mapped.
+bool slot_is_free(Pair* pair, std::uint32_t slot) {
+  auto* old = reinterpret_cast<Stream*>(pair->stream_of_slot[slot].load_acquire());
+  if (old == nullptr) return true;
+  if (old->forked.load_relaxed()) return false;  // relaxed: a closing parent says nothing then
+  old->pins.fetch_add(1);                        // SYNC: pins, before the look at the channel
+  bool closed = true;
+  if (old->pair == pair && old->slot == slot && managed(state_of(old)) && old->channel != nullptr) {
+    const Gate gate;
+    closed = outgoing(old).consumer.closed.load_acquire() != 0;  // SYNC: closed
+  }
+  unpin(old);
+  return closed;
+}
+
 // Maps the offered channel. Claimed, pairs_lock held.
 bool map_channel(Stream* s, const OfferMessage& offer, int channel_fd, Pair* pair, Reason* reason) {
   const SystemCalls& sys = real().sys;
   const std::size_t bytes = channel_bytes(offer.capacity);
   *reason = Reason::kPeerProtocol;
-  if (!segment_is_sound(sys, channel_fd, bytes)) return false;
+  if (!slot_is_free(pair, offer.slot) || !segment_is_sound(sys, channel_fd, bytes)) return false;
   unsigned char* at = process().guard.map(sys, kPage, channel_fd, bytes);
   if (at == nullptr) {
     *reason = reason_of(errno);
@@ -588,6 +618,7 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
 }
 
 void acceptor_take(int fd, Stream* s) {
+  if (!may_manage_now(s)) return;
   Reason reason = Reason::kSystem;
   if (!ensure_guard(&reason)) {
     give_up(s, reason);
@@ -659,6 +690,17 @@ void take_step(int fd, Stream* s) {
 
 }  // namespace
 
+void before_rearm(int fd, Stream* s, const EpollMember* member) {
+  const State state = state_of(s);
+  if (state != State::kCandidate && state != State::kSettling) return;
+  if (locks_held_here() != 0 || in_foreign_child() || !s->step_lock.try_lock()) return;
+  const ErrnoSaver keep;
+  s->rearming = member;
+  if (fd_table().stream(fd) == s && (s->rendezvous_step == kOffer || s->rendezvous_step == kTake)) take_step(fd, s);
+  s->rearming = nullptr;
+  s->step_lock.unlock();
+}
+
 void after_operation(int fd, Stream* s) {
   const State state = state_of(s);
   if (state == State::kPlain || state == State::kShared) return;
@@ -666,9 +708,10 @@ void after_operation(int fd, Stream* s) {
   std::uint32_t due = s->next_try.load_relaxed();  // relaxed: a count
   if (due == 0) due = process().settings.warmup + (s->connector ? 2 : 1);
   if (operations < due) return;
-  if (locks_held_here() != 0 || !s->step_lock.try_lock()) return;  // in a handler that interrupted us: later
   const ErrnoSaver keep;
-  if (fd_table().stream(fd) == s && !in_foreign_child()) take_step(fd, s);
+  if (locks_held_here() != 0 || in_foreign_child()) return;  // in a handler that interrupted us: later
+  if (!s->step_lock.try_lock()) return;
+  if (fd_table().stream(fd) == s) take_step(fd, s);
   s->step_lock.unlock();
 }
 

@@ -53,6 +53,8 @@ void reset_stream(Stream* s) {
   s->tries = 0;
   s->rendezvous_fd = -1;
   s->rendezvous_step = 0;
+  s->peer_uid = 0;
+  s->rearming = nullptr;
   s->members = nullptr;
   s->ring_tx_base = s->ring_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
@@ -161,6 +163,7 @@ __thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
 State state_of(const Stream* s) { return static_cast<State>(s->state.load_acquire()); }
 
 Stream* make_stream(State state) {
+  notice_fork();
   if (!lock_slab()) return nullptr;
   Stream* s = nullptr;
   if (g_free_streams != nullptr || add_chunk()) {

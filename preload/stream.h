@@ -86,6 +86,8 @@ struct Stream {
   int rendezvous_fd;                   // the Unix socket of the step in hand, or -1
   std::uint8_t rendezvous_step;        // RendezvousStep
   ProcessId peer_id;
+  std::uint32_t peer_uid;              // as SO_PEERCRED shows
+  const EpollMember* rearming;         // the registration that the EPOLL_CTL_MOD in hand is re-arming; under step_lock
 
   Atomic<std::uint32_t> pins;          // threads that use the object without a lock; channel and slot stay for them
   Atomic<std::uint32_t> after_pins;    // AfterPins: what the last of them has to do

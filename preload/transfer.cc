@@ -28,6 +28,7 @@ constexpr int kPartsMax = 16;  // iovec entries handled in one step; the outer l
 struct Step {
   ssize_t n = -1;
   int error = EAGAIN;
+  bool more = false;  // the parts looked at are full: there may be more for the others
 };
 
 Step moved(ssize_t n) { return {n, 0}; }
@@ -78,6 +79,7 @@ void count_tcp_received(Stream* s, std::uint64_t n) {
 struct Look {
   Path path = Path::kTcp;
   std::size_t taken = 0;
+  bool filled = false;
   bool lied = false;
   bool moved = false;  // the path changed just now
 };
@@ -108,7 +110,8 @@ Look look_at_ring(Stream* s, const iovec* parts, int count, std::size_t skip, in
           consumer.consume(got);
         }
         look.taken += got;
-        if (got < to[i].iov_len) break;
+        look.filled = got == to[i].iov_len;
+        if (!look.filled) break;
       }
       if (!(flags & MSG_PEEK)) {
         consumer.publish();
@@ -185,7 +188,9 @@ Step look_and_wake(const ReceiveArguments& a, std::size_t skip, Look* look) {
     poison(a.fd, a.s);
     return failed(ECONNRESET);
   }
-  return look->taken > 0 ? moved(static_cast<ssize_t>(look->taken)) : failed(EAGAIN);
+  Step step = look->taken > 0 ? moved(static_cast<ssize_t>(look->taken)) : failed(EAGAIN);
+  step.more = look->filled && look->path == Path::kRing;
+  return step;
 }
 
 // Receive lock held. *follow: the path changed, the stream's epoll sets must look again.
@@ -200,7 +205,18 @@ Step receive_step(const ReceiveArguments& a, std::size_t skip, bool* follow) {
   if (!must_ask_kernel(s, look.path)) return failed(EAGAIN);
 
   const ErrnoSaver keep;
-  const ssize_t n = kernel_receive(a.fd, a.parts, a.count, skip, a.flags);
+  ssize_t n = 1;
+  if (look.path == Path::kRing) {
+    // Bytes in the kernel were sent behind everything in the ring, but perhaps since we looked at it: look first, take later.
+    char byte = 0;
+    n = real().recv(a.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n > 0) {
+      step = look_and_wake(a, skip, &look);
+      *follow = *follow || look.moved;
+      if (step.error != EAGAIN) return step;
+    }
+  }
+  if (n > 0) n = kernel_receive(a.fd, a.parts, a.count, skip, a.flags);
   if (n > 0) {
     *follow = count_and_follow(s, n, a.flags) || *follow;
     return moved(n);
@@ -268,7 +284,7 @@ ssize_t lost(int fd, const Stream* s, std::size_t done, bool waited) {
 
 // Whether this direction may leave TCP now. Gate open, send lock held.
 bool may_switch(Stream* s) {
-  if (s->forked.load_relaxed()) return false;  // relaxed: set with both locks held
+  if (s->forked.load_relaxed() || s->bells_lost.load_relaxed()) return false;  // relaxed: set under the send lock
   if (state_of(s) == State::kShared) return true;
   if (s->channel->accept_state.load_acquire() != kAccepted) return false;  // SYNC: accepted
   became_shared(s);
@@ -417,6 +433,23 @@ bool non_blocking(const Stream* s, int flags) {
   return (flags & MSG_DONTWAIT) || s->nonblocking.load_relaxed();  // relaxed: set by fcntl earlier in this thread's eyes
 }
 
+// MSG_OOB: the mark is TCP's. The ring ends (or never begins), and the byte goes behind everything sent before.
+ssize_t send_urgent(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  const TransferLock lock(fd, s, TransferLock::kSend);
+  if (lock.reentered()) return finish(0, EAGAIN);
+  if (!lock.held()) return kNotOurs;
+  s->bells_lost.store_relaxed(1);  // relaxed: under the send lock. From now on over TCP
+  std::size_t limit = SIZE_MAX;
+  if (s->core != nullptr) {
+    const Gate gate;
+    Route route;
+    route_to_ring(s, 1, &route);
+    limit = route.limit;
+  }
+  const Step step = kernel_send(fd, s, parts, count, 0, limit, flags);
+  return step.n >= 0 ? step.n : finish(0, step.error);
+}
+
 }  // namespace
 
 std::size_t total_bytes(const iovec* parts, int count) {
@@ -458,11 +491,12 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     if (follow) refresh_members(s);
     if (step.n > 0) {
       done += static_cast<std::size_t>(step.n);
-      if (done == total || (flags & MSG_PEEK) || !(flags & MSG_WAITALL)) return static_cast<ssize_t>(done);
+      if (done == total || (flags & MSG_PEEK) || !((flags & MSG_WAITALL) || step.more)) return static_cast<ssize_t>(done);
       continue;
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish(done, step.error);
+    if (done > 0 && !(flags & MSG_WAITALL)) return static_cast<ssize_t>(done);
     waited = true;
     const int error = block(s, fd, EPOLLIN, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish(done, error);
@@ -470,7 +504,8 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
 }
 
 ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
-  if (flags & (MSG_OOB | MSG_FASTOPEN | MSG_ZEROCOPY)) return kNotOurs;
+  if (flags & MSG_OOB) return send_urgent(fd, s, parts, count, flags);
+  flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
   const std::size_t total = total_bytes(parts, count);
   if (total == SIZE_MAX) return finish(0, EINVAL);
   if (touches_guarded(parts, count)) return finish(0, EFAULT);

@@ -90,14 +90,22 @@ def test_blocking_in_one_thread(bench, settings):
 
 
 @two_processes
-@pytest.mark.parametrize("warm", [1, 0], ids=["warm", "cold"])
-def test_full_duplex(bench, warm, settings):
-    """cold: the upgrade happens while both directions are full."""
+def test_full_duplex(bench, settings):
     bench.settings = settings
     volume = less_if_slow(settings, 16 << 20, 1 << 20)
-    bench.run_pair("full_duplex", "--connections=2", f"--bytes={volume}", f"--warm={warm}")
-    # Without a warm-up the kernel may swallow a good part before the ends have met.
-    bench.assert_ring(streams=2 if warm else 1, min_bytes=2 * volume if warm else 1000, conserved=True)
+    bench.run_pair("full_duplex", "--connections=2", f"--bytes={volume}")
+    bench.assert_ring(streams=2, min_bytes=2 * volume, exact=True, conserved=True)
+
+
+@two_processes
+def test_full_duplex_cold(bench, settings):
+    """Without a warm-up: the upgrade happens while both directions are full. The ends may miss each other for the whole of a short
+    run, so there are several; every one must be right, and not all may have stayed on TCP."""
+    bench.settings = settings
+    volume = less_if_slow(settings, 16 << 20, 1 << 20)
+    for _ in range(4):
+        bench.run_pair("full_duplex", "--connections=2", f"--bytes={volume}", "--warm=0")
+    bench.assert_ring(streams=1, min_bytes=1000, conserved=True)
 
 
 @one_process

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -168,7 +169,7 @@ def test_prefork(bench, docroot):
 def test_reload(bench, docroot, workers):
     """`nginx -s reload` again and again under load: no request fails (http_load.py says what counts as failed)."""
     nginx = Nginx(bench, docroot.dir, workers=workers)
-    client = bench.start(load(nginx, "--connections=8", "--seconds=3", docroot=docroot), CLIENT, name="load")
+    client = bench.start(load(nginx, "--connections=8", "--until-eof", docroot=docroot), CLIENT, name="load", stdin=subprocess.PIPE)
     time.sleep(0.5)
     for _ in range(5):
         before = nginx.worker_pids()
@@ -178,7 +179,7 @@ def test_reload(bench, docroot, workers):
             time.sleep(0.02)
         assert not set(before) & set(nginx.worker_pids()), "old workers did not end within 10 s of a reload"
         time.sleep(0.3)
-    assert client.running(), "the load ended before the last reload"
+    client.stdin.close()
     text = client.finish()
     assert "failed 0" in text, text
     nginx.stop()
@@ -189,10 +190,12 @@ def test_master_killed_workers_go_on(bench, docroot):
     """The master dies by SIGKILL: its workers still serve what they have (and report at their own end)."""
     nginx = Nginx(bench, docroot.dir, workers=1)
     [worker] = nginx.worker_pids()
-    client = bench.start(load(nginx, "--connections=4", "--seconds=2"), CLIENT, name="load")
+    client = bench.start(load(nginx, "--connections=4", "--until-eof"), CLIENT, name="load", stdin=subprocess.PIPE)
     time.sleep(0.7)
     os.kill(nginx.proc.pid, signal.SIGKILL)
     nginx.proc.wait()
+    time.sleep(0.7)
+    client.stdin.close()
     text = client.finish()
     assert "failed 0" in text, text
     os.kill(worker, signal.SIGQUIT)

@@ -13,6 +13,8 @@ from program_cases import (
 # Of the warm-up's 8000 bytes both ways at least a quarter must have gone over the ring before a case begins.
 WARM_RING_BYTES = 2000
 
+CASE_LIMIT_S = 15  # none takes more than a second
+
 
 def case_params(exclude=()):
     return [
@@ -27,7 +29,7 @@ def case_params(exclude=()):
 @pytest.mark.parametrize("program,case", case_params())
 def test_two_processes(bench, program, case, settings):
     bench.settings = settings
-    bench.run_pair(program, f"--case={case}")
+    bench.run_pair(program, f"--case={case}", timeout_s=CASE_LIMIT_S)
     bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
 
 
@@ -35,7 +37,7 @@ def test_two_processes(bench, program, case, settings):
 @pytest.mark.parametrize("program,case", case_params(NOT_IN_ONE_PROCESS))
 def test_one_process(bench, program, case, settings):
     bench.settings = settings
-    bench.succeed(bench.start([bench.program(program), "both", f"--case={case}"], SERVER))
+    bench.succeed(bench.start([bench.program(program), "both", f"--case={case}"], SERVER), CASE_LIMIT_S)
     bench.assert_ring(streams=2, min_bytes=2 * WARM_RING_BYTES, sides=[SERVER])
 
 

@@ -70,11 +70,11 @@ class Connection:
         return data
 
 
-def worker(args, tally, deadline):
+def worker(args, tally, go_on):
     connection, done = None, 0
     body = args.send.encode()
     request = f"{args.method} {args.path} HTTP/1.1\r\nHost: {args.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-    while (time.monotonic() < deadline) if deadline else (done < args.requests):
+    while go_on(done):
         try:
             if connection is None:
                 connection = Connection(args)
@@ -119,10 +119,19 @@ def main():
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--requests", type=int, default=100, help="per connection")
     parser.add_argument("--seconds", type=float, help="instead of --requests")
+    parser.add_argument("--until-eof", action="store_true", help="instead of --requests: until standard input ends")
     args = parser.parse_args()
     tally = Tally()
-    deadline = time.monotonic() + args.seconds if args.seconds else None
-    threads = [threading.Thread(target=worker, args=(args, tally, deadline)) for _ in range(args.connections)]
+    end = threading.Event()
+    if args.until_eof:
+        threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
+        go_on = lambda done: not end.is_set()
+    elif args.seconds:
+        deadline = time.monotonic() + args.seconds
+        go_on = lambda done: time.monotonic() < deadline
+    else:
+        go_on = lambda done: done < args.requests
+    threads = [threading.Thread(target=worker, args=(args, tally, go_on)) for _ in range(args.connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
