@@ -52,6 +52,7 @@ struct EpollSet {
   Atomic<std::uint32_t> pair_words;   // how many words of `pairs` are worth a look
   std::uint32_t calls_since_kernel;   // under lock: fairness between rings and kernel
   std::uint64_t kernel_asked_tsc;
+  bool wants_space;                   // the last look left a wish for space in a full ring
   bool rings_first;                   // the kernel's descriptors filled the last answer
   Atomic<std::uint32_t> gap_ns;       // learnt: how long it usually waits (spin policy)
 };

@@ -16,6 +16,7 @@ namespace {
 constexpr std::uint32_t kCallsBeforeKernel = 16;
 constexpr std::uint64_t kCyclesBeforeKernel = 200000;  // about 100 microseconds at 2 GHz
 constexpr std::int64_t kSlowLookNs = 2000000;
+constexpr std::int64_t kSpaceLookNs = 50000000;
 
 // Bits of the peers' boards -> ready list. Gate open, set->lock held.
 void take_bits(EpollSet* set) {
@@ -54,6 +55,7 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
   Readiness known[kAskMax];
   int asked = 0;
   int n = 0;
+  set->wants_space = false;
   if (set->slow_members.load_relaxed() != 0) push_slow_members(set);  // relaxed: under set->lock
   {
     const Gate gate;
@@ -70,6 +72,8 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
       remove_ready(set, m);
       if (!m->disabled) {
         const Readiness r = ring_readiness(m->stream, m->events);
+        const bool full = (m->events & EPOLLOUT) && !((r.events | r.ask_kernel) & EPOLLOUT);
+        if (full) set->wants_space = true;
         if (r.ask_kernel != 0) {
           known[asked] = r;
           ask[asked++] = m;
@@ -231,7 +235,9 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
   }
   process().counters.sleeps.fetch_add(1);
   const bool slow = set->slow_members.load_relaxed() != 0;  // relaxed: a change nudges
-  const std::int64_t patience = slow && (timeout_ns < 0 || timeout_ns > kSlowLookNs) ? kSlowLookNs : timeout_ns;
+  // A full ring: the peer may have no descriptor left for our bell, or die after its FIN, of which the kernel says nothing.
+  const std::int64_t cap = slow ? kSlowLookNs : set->wants_space ? kSpaceLookNs : -1;
+  const std::int64_t patience = cap >= 0 && (timeout_ns < 0 || timeout_ns > cap) ? cap : timeout_ns;
   const int n = counted_wait(set, events, max, patience, mask);
   set->kernel_asked_tsc = __rdtsc();
   set->calls_since_kernel = 0;

@@ -103,15 +103,16 @@ int query_peer(const sockaddr_storage& local, const sockaddr_storage& peer, TcpE
   return result;
 }
 
-bool peer_is_orphan(int fd) {
+int peer_is_orphan(int fd) {
   sockaddr_storage local = {}, peer = {};
   socklen_t local_len = sizeof local, peer_len = sizeof peer;
   const ErrnoSaver keep;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&local), &local_len) != 0) return false;
-  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &peer_len) != 0) return true;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&local), &local_len) != 0) return -1;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &peer_len) != 0) return 1;
   TcpEnd end = {};
   const int found = query_peer(local, peer, &end);
-  return found == 0 || (found == 1 && end.orphan);
+  if (found < 0) return -1;
+  return found == 0 || end.orphan ? 1 : 0;
 }
 
 }  // namespace mpklink

@@ -22,6 +22,7 @@ bool uid_is_somebody(std::uint32_t uid);
 
 // The peer socket of the connected TCP socket `fd` is gone or open in no process. Means nothing once this end has shut down
 // sending too: the kernel then forgets sockets that are still open.
-bool peer_is_orphan(int fd);
+// 1 yes, 0 no, -1 the kernel does not answer (no sock_diag).
+int peer_is_orphan(int fd);
 
 }  // namespace mpklink

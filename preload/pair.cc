@@ -20,13 +20,6 @@ namespace {
 SpinLock g_pairs_lock;
 Pair* g_pairs[kPairsMax];
 
-bool peer_gone(const Pair* pair) {
-  if (pair->control_fd < 0) return true;
-  char byte = 0;
-  const ssize_t n = real().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return n == 0 || (n < 0 && errno != EAGAIN);
-}
-
 // Reads every bell that has arrived. pair->lock held.
 void drain_control(Pair* pair) {
   for (;;) {
@@ -61,6 +54,13 @@ void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
   if (hidden < 0) return;
   ++pair->bells_kept;
   pair->peer_bell[id].store_release(static_cast<std::uint32_t>(hidden) + 1);
+}
+
+bool peer_gone(const Pair* pair) {
+  if (pair->control_fd < 0) return pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
+  char byte = 0;
+  const ssize_t n = real().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return n == 0 || (n < 0 && errno != EAGAIN);
 }
 
 SpinLock& pairs_lock() { return g_pairs_lock; }

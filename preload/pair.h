@@ -46,6 +46,8 @@ void collect_pairs();            // frees the pairs without streams whose peer i
 void destroy_pair(Pair* pair);
 Pair* pair_at(std::uint32_t index);
 
+bool peer_gone(const Pair* pair);  // its process has ended, as the control channel shows
+
 int take_slot(Pair* pair, Stream* stream);  // -1: none free
 void give_slot(Pair* pair, const Stream* stream);
 

@@ -223,11 +223,7 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
   pthread_cleanup_pop(0);
   if (n < 0) return -1;
-  if (bell_ >= 0 && kernel_[n_].revents != 0) {
-    const ErrnoSaver keep;
-    std::uint64_t drained = 0;
-    if (real().read(bell_, &drained, sizeof drained) < 0) drained = 0;  // another process cannot: it is our own bell
-  }
+  if (bell_ >= 0 && kernel_[n_].revents != 0) drain_bell(poller_);
   const int ready = merge();
   *again = ready == 0 && (n > 0 || wait_ns != left_ns);
   return ready;

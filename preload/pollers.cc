@@ -3,10 +3,13 @@
 
 #include <errno.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 
 #include "preload/fd_table.h"
 #include "preload/pair.h"
 #include "preload/process.h"
+#include "shm/raw_syscall.h"
 
 namespace mpklink {
 namespace {
@@ -96,7 +99,22 @@ void make_way(int fd) {
       bell.compare_exchange(expected, to);
     }
   }
+  for_each_stream([&](Stream* s) {
+    if (s->rendezvous_fd == fd) s->rendezvous_fd = moved;
+  });
   fd_table().clear(fd);
+}
+
+void drain_bell(std::uint32_t id) {
+  // Not read(2): the peer shares the description and may have cleared O_NONBLOCK, and emptied it before us.
+  std::uint64_t count = 0;
+  const iovec part = {&count, sizeof count};
+  const int bell = bell_of(id);
+  const long result = raw_syscall(SYS_preadv2, bell, reinterpret_cast<long>(&part), 1, -1, -1, RWF_NOWAIT);
+  if (result == -EOPNOTSUPP || result == -ENOSYS) {
+    const ErrnoSaver keep;
+    if (real().read(bell, &count, sizeof count) < 0) return;  // an older kernel
+  }
 }
 
 // The parent's bells are the parent's: two processes asleep on one eventfd would take each other's wake-ups.

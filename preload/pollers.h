@@ -14,6 +14,7 @@ std::uint32_t take_poller(bool epoll_set);
 void give_poller(std::uint32_t id);
 // The bell of a poller, made at first use. -1: no descriptor to be had.
 int bell_of(std::uint32_t id);
+void drain_bell(std::uint32_t id);  // never blocks
 
 // Moves `fd` to a high number, close-on-exec, and hides it from the program (close and close_range leave it alone).
 // The new number, or -1 with `fd` closed.

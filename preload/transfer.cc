@@ -84,8 +84,9 @@ struct Look {
   bool moved = false;  // the path changed just now
 };
 
-// One gate: which path, and what the ring has.
-Look look_at_ring(Stream* s, const iovec* parts, int count, std::size_t skip, int flags, Wakeups* wakeups) {
+// One gate: which path, and what the ring has. `to` is a copy that was checked against the guarded range: the program's
+// own array may change under us.
+Look look_at_ring(Stream* s, const iovec* to, int n, int flags, Wakeups* wakeups) {
   Look look;
   if (s->core == nullptr) return look;
   const Gate gate;
@@ -96,8 +97,6 @@ Look look_at_ring(Stream* s, const iovec* parts, int count, std::size_t skip, in
     RingConsumer consumer = consumer_of(s);
     look.lied = !consumer.refresh();
     if (!look.lied && consumer.available() > 0) {
-      iovec to[kPartsMax];
-      const int n = window(parts, count, skip, SIZE_MAX, to);
       for (int i = 0; i < n; ++i) {
         std::size_t got = 0;
         if (flags & MSG_TRUNC) {  // TCP: the bytes are thrown away (recv(2))
@@ -148,6 +147,13 @@ ssize_t kernel_receive(int fd, const iovec* parts, int count, std::size_t skip, 
   return real().recvmsg(fd, &header, (flags | MSG_DONTWAIT) & ~MSG_WAITALL);
 }
 
+// Nobody has the other end of the TCP connection open any more.
+bool peer_is_dead(int fd, const Stream* s) {
+  const int orphan = peer_is_orphan(fd);
+  if (orphan >= 0) return orphan != 0;
+  return peer_gone(s->pair);  // its process, then: the next best
+}
+
 // The ring is empty and the kernel says the peer has finished. A process that died with our bytes unread in its ring would
 // have been a reset on TCP, whose queue the kernel knows.
 Step end_of_input(int fd, Stream* s) {
@@ -160,7 +166,7 @@ Step end_of_input(int fd, Stream* s) {
     RingProducer producer = producer_of(s);
     unread = producer.refresh() && producer.used() > 0 && !outgoing(s).consumer.closed.load_acquire();
   }
-  if (!unread || s->end_reported.exchange(1) != 0 || !peer_is_orphan(fd)) return moved(0);
+  if (!unread || s->end_reported.exchange(1) != 0 || !peer_is_dead(fd, s)) return moved(0);
   return failed(ECONNRESET);
 }
 
@@ -181,8 +187,11 @@ struct ReceiveArguments {
 };
 
 Step look_and_wake(const ReceiveArguments& a, std::size_t skip, Look* look) {
+  iovec to[kPartsMax];
+  const int n = window(a.parts, a.count, skip, SIZE_MAX, to);
+  if (touches_guarded(to, n)) return failed(EFAULT);
   Wakeups wakeups;
-  *look = look_at_ring(a.s, a.parts, a.count, skip, a.flags, &wakeups);
+  *look = look_at_ring(a.s, to, n, a.flags, &wakeups);
   wakeups.ring();
   if (look->lied) {
     poison(a.fd, a.s);
@@ -332,7 +341,8 @@ bool route_to_ring(Stream* s, std::size_t want, Route* route) {
   return !route->bells_missing;
 }
 
-Route put_in_ring(Stream* s, const iovec* parts, int count, std::size_t skip, std::size_t want, Wakeups* wakeups) {
+// `from` is a copy that was checked against the guarded range.
+Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups* wakeups) {
   Route route;
   if (s->core == nullptr) return route;
   const Gate gate;
@@ -344,9 +354,7 @@ Route put_in_ring(Stream* s, const iovec* parts, int count, std::size_t skip, st
     route.full = true;
     return route;
   }
-  iovec from[kPartsMax];
-  const int n = window(parts, count, skip, producer.space(), from);
-  for (int i = 0; i < n; ++i) route.taken += producer.write(from[i].iov_base, from[i].iov_len);
+  for (int i = 0; i < n && producer.space() > 0; ++i) route.taken += producer.write(from[i].iov_base, from[i].iov_len);
   producer.publish();
   wakeups->collect(s);
   return route;
@@ -367,7 +375,7 @@ void look_for_orphan(int fd, Stream* s, bool full) {
   if (!(s->sticky.load_relaxed() & kStickyRdhup) || s->send_over_tcp.load_relaxed()) return;  // relaxed: own or earlier
   const std::uint32_t sends = s->sends_after_fin.fetch_add(1);
   if (!full && sends % kSendsBetweenOrphanLooks != 0) return;
-  if (peer_is_orphan(fd)) s->send_over_tcp.store_relaxed(1);
+  if (s->core != nullptr && peer_is_dead(fd, s)) s->send_over_tcp.store_relaxed(1);
 }
 
 Step kernel_send(int fd, Stream* s, const iovec* parts, int count, std::size_t skip, std::size_t limit, int flags) {
@@ -390,15 +398,18 @@ Step send_step(const ReceiveArguments& a, std::size_t skip, std::size_t want) {
   if (s->poisoned.load_acquire()) return failed(ECONNRESET);
   const ErrnoSaver keep;
   look_for_orphan(a.fd, s, false);
+  iovec from[kPartsMax];
+  const int parts = window(a.parts, a.count, skip, SIZE_MAX, from);
+  if (touches_guarded(from, parts)) return failed(EFAULT);
   Wakeups wakeups;
-  Route route = put_in_ring(s, a.parts, a.count, skip, want, &wakeups);
+  Route route = put_in_ring(s, from, parts, want, &wakeups);
   if (route.bells_missing) {
     if (!fetch_bells(s)) s->bells_lost.store_relaxed(1);  // relaxed: under the send lock
-    route = put_in_ring(s, a.parts, a.count, skip, want, &wakeups);
+    route = put_in_ring(s, from, parts, want, &wakeups);
     // Another waiter came in between.
     for (int i = 0; route.bells_missing; ++i) {
       if (i == kWaitersRaceMax || !fetch_bells(s)) s->bells_lost.store_relaxed(1);  // relaxed: under the send lock
-      route = put_in_ring(s, a.parts, a.count, skip, want, &wakeups);
+      route = put_in_ring(s, from, parts, want, &wakeups);
     }
   }
   wakeups.ring();

@@ -71,11 +71,7 @@ class ThreadPoller {
     remove_waiter(&s->channel->waiters[s->side].ids, id_);
     disarm(&s->pair->board->side[s->pair->side].armed[id_]);
   }
-  void drain() {
-    const ErrnoSaver keep;
-    std::uint64_t count = 0;
-    if (real().read(bell_, &count, sizeof count) < 0) return;  // nothing in it
-  }
+  void drain() { drain_bell(id_); }
 
  private:
   std::uint32_t id_;
