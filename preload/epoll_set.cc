@@ -45,7 +45,7 @@ EpollMember* make_member() {
   EpollMember* m = g_free_members;
   g_free_members = m->ready_next;
   m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
-  m->managed = m->ready = m->disabled = m->slow = false;
+  m->managed = m->ready = m->disabled = m->slow = m->wants_space = false;
   return m;
 }
 
@@ -562,6 +562,13 @@ void epoll_sets_forked_child() {
   for (std::uint32_t i = 0; i < g_member_count; ++i) {
     EpollMember* m = member_at(i);
     if (m->set != nullptr && m->managed) set_slow(m->set, m, true);
+  }
+}
+
+void push_members_without_space(EpollSet* set) {
+  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+    EpollMember* m = member_at(i);
+    if (m->set == set && m->wants_space) push_ready(set, m);
   }
 }
 

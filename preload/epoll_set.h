@@ -29,6 +29,7 @@ struct EpollMember {
   bool managed;   // registered in the kernel with our tag
   bool ready;     // on the ready list
   bool disabled;  // one-shot, has fired
+  bool wants_space;  // its ring was full at the last look
   bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
   std::uint32_t index;
   EpollMember* ready_next;

@@ -21,6 +21,7 @@ EpollMember* member_at(std::uint32_t index);  // null: no such member was ever m
 void push_ready(EpollSet* set, EpollMember* m);
 void remove_ready(EpollSet* set, EpollMember* m);
 void push_slow_members(EpollSet* set);
+void push_members_without_space(EpollSet* set);
 // Wakes a sleeper of the set when there is one (or a watcher, when it is nested).
 void nudge(EpollSet* set);
 

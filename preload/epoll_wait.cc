@@ -55,7 +55,6 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
   Readiness known[kAskMax];
   int asked = 0;
   int n = 0;
-  set->wants_space = false;
   if (set->slow_members.load_relaxed() != 0) push_slow_members(set);  // relaxed: under set->lock
   {
     const Gate gate;
@@ -73,6 +72,7 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
       if (!m->disabled) {
         const Readiness r = ring_readiness(m->stream, m->events);
         const bool full = (m->events & EPOLLOUT) && !((r.events | r.ask_kernel) & EPOLLOUT);
+        m->wants_space = full;
         if (full) set->wants_space = true;
         if (r.ask_kernel != 0) {
           known[asked] = r;
@@ -223,6 +223,13 @@ int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeo
   return n;
 }
 
+// Nothing came in time: looks at the full rings again.
+void look_for_space(EpollSet* set) {
+  const LockGuard guard(set->lock);
+  set->wants_space = false;
+  push_members_without_space(set);
+}
+
 // Arms, looks again, sleeps. Returns as epoll_wait(2); 0 with *again: nothing for the program yet.
 int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, bool* again) {
   *again = true;
@@ -245,6 +252,7 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
     *again = false;
     return n;
   }
+  if (n == 0 && set->wants_space) look_for_space(set);
   const int kept = filter(set, events, n);
   return kept + collect(set, events + kept, max - kept);
 }

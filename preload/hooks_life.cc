@@ -157,10 +157,15 @@ int mpklink_close(int fd) {
 }
 
 int mpklink_shutdown(int fd, int how) noexcept {
+  Stream* s = stream_of(fd);
+  if (s == nullptr || !managed(state_of(s))) return real().shutdown(fd, how);
+  // Before the FIN is on its way: sends meet the kernel's EPIPE, and nobody mistakes the end of the connection for a death.
+  const uint32_t before = how == SHUT_WR || how == SHUT_RDWR ? s->send_over_tcp.exchange(1) : 1;
   const int result = real().shutdown(fd, how);
-  Stream* s = result == 0 ? stream_of(fd) : nullptr;
-  if (s == nullptr || !managed(state_of(s))) return result;
-  if (how != SHUT_RD) s->send_over_tcp.store_release(1);  // sends meet the kernel's EPIPE
+  if (result != 0) {
+    if (before == 0) s->send_over_tcp.store_release(0);
+    return result;
+  }
   if (how != SHUT_WR) s->sticky.fetch_or(kStickyIn);      // reads of an empty ring meet its end of file
   refresh_members(s);
   return result;

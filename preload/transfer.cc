@@ -147,6 +147,12 @@ ssize_t kernel_receive(int fd, const iovec* parts, int count, std::size_t skip, 
   return real().recvmsg(fd, &header, (flags | MSG_DONTWAIT) & ~MSG_WAITALL);
 }
 
+bool unread_by_peer(Stream* s) {
+  const Gate gate;
+  RingProducer producer = producer_of(s);
+  return producer.refresh() && producer.used() > 0 && !outgoing(s).consumer.closed.load_acquire();
+}
+
 // Nobody has the other end of the TCP connection open any more.
 bool peer_is_dead(int fd, const Stream* s) {
   const int orphan = peer_is_orphan(fd);
@@ -159,14 +165,11 @@ bool peer_is_dead(int fd, const Stream* s) {
 Step end_of_input(int fd, Stream* s) {
   if (s->core == nullptr || s->forked.load_relaxed()) return moved(0);  // relaxed: set once
   // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
-  if (s->send_over_tcp.load_acquire()) return moved(0);
-  bool unread = false;
-  {
-    const Gate gate;
-    RingProducer producer = producer_of(s);
-    unread = producer.refresh() && producer.used() > 0 && !outgoing(s).consumer.closed.load_acquire();
-  }
-  if (!unread || s->end_reported.exchange(1) != 0 || !peer_is_dead(fd, s)) return moved(0);
+  if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);
+  // Asked again once it is dead: it may have read the rest between the two looks, and then ended well.
+  if (!peer_is_dead(fd, s) || s->send_over_tcp.load_acquire() || !unread_by_peer(s)) return moved(0);
+  if (s->end_reported.exchange(1) != 0) return moved(0);
+  log(LogLevel::kWarn, "fd {}: the peer died with unread bytes; TCP would have reset the connection", fd);
   return failed(ECONNRESET);
 }
 

@@ -148,8 +148,14 @@ void stop_listening(void* argument) {
 // Asleep in the kernel on the socket and the bell. The stream is pinned and listened to.
 int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::uint64_t deadline_ns, bool* capped) {
   const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: own or earlier news
+  // A reader asks for FIN even when it is known: another thread may have noted it since this one looked. A writer must not,
+  // or it would spin.
   short kernel_events = 0;
-  if (!(sticky & kStickyRdhup)) kernel_events |= POLLRDHUP | (event == EPOLLIN ? POLLIN : 0);
+  if (event == EPOLLIN) {
+    kernel_events = POLLIN | POLLRDHUP;
+  } else if (!(sticky & kStickyRdhup)) {
+    kernel_events = POLLRDHUP;
+  }
   const bool tcp_out = [&] {
     const Gate gate;
     return event == EPOLLOUT && static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kRing;  // relaxed: a look
