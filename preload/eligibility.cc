@@ -70,7 +70,7 @@ struct Text {
 void append(Text* text, const Endpoint& e) {
   char address[INET6_ADDRSTRLEN] = "";
   ::inet_ntop(e.family, e.bytes, address, sizeof address);
-  const auto end = fmt::format_to_n(text->at, text->left, "{}:{}", static_cast<const char*>(address), e.port);
+  const auto end = fmt::format_to_n(text->at, text->left, FMT_COMPILE("{}:{}"), static_cast<const char*>(address), e.port);
   const std::size_t used = end.size < text->left ? end.size : text->left;
   text->at += used;
   text->left -= used;
@@ -120,7 +120,7 @@ bool counters_agree(int fd, const Stream* s, Reason* reason) {
   const std::uint64_t our_received = s->tcp_received.load_acquire();
   const bool agree = sent == our_sent && (received == our_received || received == our_received + 1);
   if (!agree) {
-    log(LogLevel::kInfo, "fd {}: the kernel counts {} sent, {} received; we {} and {}", fd, sent, received, our_sent,
+    log(LogLevel::kInfo, FMT_COMPILE("fd {}: the kernel counts {} sent, {} received; we {} and {}"), fd, sent, received, our_sent,
         our_received);
   }
   return agree;
@@ -134,7 +134,7 @@ socklen_t rendezvous_name(const Addresses& addresses, bool we_connected, sockadd
   name->sun_family = AF_UNIX;
   // The leading zero byte makes it an abstract name: its scope is the network namespace, as loopback's.
   Text text = {name->sun_path + 1, sizeof name->sun_path - 1};
-  const auto head = fmt::format_to_n(text.at, text.left, "mpklink/{}/", kLayoutVersion);
+  const auto head = fmt::format_to_n(text.at, text.left, FMT_COMPILE("mpklink/{}/"), kLayoutVersion);
   text.at += head.size;
   text.left -= head.size;
   append(&text, we_connected ? local : peer);

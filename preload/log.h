@@ -1,19 +1,47 @@
 // SPDX-License-Identifier: MIT
-// One line, one write(2) to stderr, no allocation: formatted with fmt into a stack buffer. Cold paths only.
+// One line, one write(2) to stderr, no allocation: formatted with fmt into a stack buffer. Cold paths only. Formats are
+// compiled (FMT_COMPILE), so that only what they use of fmt comes along: its number formatting is larger than this library.
 #pragma once
 #define FMT_HEADER_ONLY 1
-#include <fmt/format.h>
+// What fmt would throw or assert on are formats and sizes, which are ours and compiled; its exception classes would bring half
+// of libstdc++ into the library.
+#include <cstdlib>
+#define FMT_THROW(exception) ::std::abort()
+#define FMT_ASSERT(condition, message) ((void)0)
+#include <fmt/compile.h>
 
 #include "preload/settings.h"
 
 namespace mpklink {
 
-bool log_enabled(LogLevel level);
-void log_line(LogLevel level, fmt::string_view format, fmt::format_args args);
+class LogLine {
+ public:
+  explicit LogLine(LogLevel level);
+  template <class Format, class... Args>
+  void add(const Format& format, const Args&... args) {
+    const auto end = fmt::format_to_n(text_ + size_, kMax - size_, format, args...);
+    size_ = end.size < kMax - size_ ? size_ + end.size : kMax;
+  }
+  void write();
 
-template <class... Args>
-void log(LogLevel level, fmt::format_string<Args...> format, const Args&... args) {
-  if (log_enabled(level)) log_line(level, format, fmt::make_format_args(args...));
+ private:
+  static constexpr std::size_t kMax = 511;
+  char text_[kMax + 1];
+  std::size_t size_ = 0;
+};
+
+bool log_enabled(LogLevel level);
+
+template <class Format, class... Args>
+void log_always(LogLevel level, const Format& format, const Args&... args) {
+  LogLine line(level);
+  line.add(format, args...);
+  line.write();
+}
+
+template <class Format, class... Args>
+void log(LogLevel level, const Format& format, const Args&... args) {
+  if (log_enabled(level)) log_always(level, format, args...);
 }
 
 }  // namespace mpklink

@@ -249,7 +249,7 @@ void Wakeups::ring() {
     const ErrnoSaver keep;
     const int bell = peer_bell(pair_, ids_[i]);
     if (bell < 0) {
-      log(LogLevel::kWarn, "the bell of poller {} of the peer is not to be had", ids_[i]);
+      log(LogLevel::kWarn, FMT_COMPILE("the bell of poller {} of the peer is not to be had"), ids_[i]);
       continue;
     }
     const std::uint64_t one = 1;

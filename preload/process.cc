@@ -18,7 +18,8 @@
 namespace mpklink {
 namespace {
 
-Process g_process;
+Guard g_guard;
+Process g_process = {{}, g_guard};
 __thread std::uint32_t t_thread_id __attribute__((tls_model("initial-exec")));
 // Read and written by this thread and its signal handlers only; Atomic so that no access is moved or merged.
 __thread Atomic<std::uint32_t> t_locks_held __attribute__((tls_model("initial-exec")));
@@ -32,8 +33,7 @@ const char* get_environment(const char* name) { return secure_getenv(name); }
 
 void complain(const char* name, const char* value, const char* expected) {
   // Shown whatever MPKLINK_LOG says short of off: a setting that is not in force must not stay unnoticed.
-  log_line(LogLevel::kError, "{}={} is not understood (expected {}); using the default",
-           fmt::make_format_args(name, value, expected));
+  log_always(LogLevel::kError, FMT_COMPILE("{}={} is not understood (expected {}); using the default"), name, value, expected);
 }
 
 int sound_pkey() {
@@ -54,7 +54,7 @@ bool decide_guard() {
   }
   if (mode == GuardMode::kOff && (wanted == GuardSetting::kRequire || wanted == GuardSetting::kPkey)) return false;
   p.guard.set_mode(mode, key);
-  log(LogLevel::kInfo, "guard: {}", guard_mode_name(mode));
+  log(LogLevel::kInfo, FMT_COMPILE("guard: {}"), guard_mode_name(mode));
   return true;
 }
 

@@ -58,7 +58,7 @@ struct Counters {
 
 struct Process {
   Settings settings;
-  Guard guard;
+  Guard& guard;  // apart: its tables are large and all zeros at load
   Counters counters;
   Atomic<std::uint32_t> initialised;   // settings are read
   Atomic<std::uint32_t> generation;    // counts the forks this process descends from since the library was loaded

@@ -102,7 +102,7 @@ bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {
   if (!uid_is_somebody(creds.uid)) return false;
   TcpEnd end = {};
   const int found = query_peer(addresses.local, addresses.peer, &end);
-  log(LogLevel::kDebug, "the peer shows uid {}; the kernel says {} (found {})", creds.uid, end.uid, found);
+  log(LogLevel::kDebug, FMT_COMPILE("the peer shows uid {}; the kernel says {} (found {})"), creds.uid, end.uid, found);
   if (found == 1 && end.uid != creds.uid) return false;
   if (found == 0) return false;
   const bool same = creds.uid == ::geteuid();

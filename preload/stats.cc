@@ -19,8 +19,8 @@ constexpr std::size_t kJsonMax = 4096;  // one write(2) of at most this much: li
 // Appends formatted text; what does not fit is cut, which kJsonMax rules out.
 class Json {
  public:
-  template <class... Args>
-  void add(fmt::format_string<Args...> format, const Args&... args) {
+  template <class Format, class... Args>
+  void add(const Format& format, const Args&... args) {
     const auto end = fmt::format_to_n(text_ + size_, kJsonMax - size_, format, args...);
     size_ = end.size < kJsonMax - size_ ? size_ + end.size : kJsonMax;
   }
@@ -47,7 +47,7 @@ void add_plain(Json* json) {
   for (unsigned i = 0; i < static_cast<unsigned>(Reason::kCount); ++i) {
     const std::uint64_t n = c.plain[i].load_relaxed();  // relaxed: a statistic
     if (n == 0) continue;
-    json->add("{}\"{}\":{}", separator, kReasonTexts[i].slug, n);
+    json->add(FMT_COMPILE("{}\"{}\":{}"), separator, kReasonTexts[i].slug, n);
     separator = ",";
   }
 }
@@ -58,7 +58,7 @@ void add_all(Json* json) {
   char name[17];
   process_name(name);
   const char* guard = p.guard_state.load_acquire() == 2 ? guard_mode_name(p.guard.mode()) : "unused";
-  json->add("{{\"pid\":{},\"comm\":\"{}\",\"guard\":\"{}\",\"upgraded\":{},\"revoked\":{},\"plain\":{{",
+  json->add(FMT_COMPILE("{{\"pid\":{},\"comm\":\"{}\",\"guard\":\"{}\",\"upgraded\":{},\"revoked\":{},\"plain\":{{"),
             p.pid.load_relaxed(), static_cast<const char*>(name), guard, c.upgraded.load_relaxed(),
             c.revoked.load_relaxed());
   add_plain(json);
@@ -73,9 +73,9 @@ void add_all(Json* json) {
       {"gate_found_open", p.guard.found_open()},   {"slow_waits", c.slow_waits.load_relaxed()},
       {"reentered", c.reentered.load_relaxed()},
   };
-  json->add("}}");
-  for (const auto& number : numbers) json->add(",\"{}\":{}", number.name, number.value);
-  json->add("}}\n");
+  json->add(FMT_COMPILE("}}"));
+  for (const auto& number : numbers) json->add(FMT_COMPILE(",\"{}\":{}"), number.name, number.value);
+  json->add(FMT_COMPILE("}}\n"));
 }
 
 }  // namespace
@@ -94,10 +94,10 @@ void write_stats() {
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return;  // writing might raise SIGXFSZ
   const int fd = real().open(p.settings.stats_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) {
-    log(LogLevel::kWarn, "cannot write statistics to {}: {}", static_cast<const char*>(p.settings.stats_path), errno);
+    log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics to {}: {}"), static_cast<const char*>(p.settings.stats_path), errno);
     return;
   }
-  if (real().write(fd, json.text(), json.size()) < 0) log(LogLevel::kWarn, "cannot write statistics: {}", errno);
+  if (real().write(fd, json.text(), json.size()) < 0) log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics: {}"), errno);
   real().close(fd);
 }
 

@@ -185,7 +185,7 @@ void enter_stream(int fd, Stream* stream) {
 void count_plain(Reason reason) {
   const auto i = static_cast<unsigned>(reason);
   process().counters.plain[i].fetch_add(1);
-  log(LogLevel::kInfo, "a connection stays on TCP [{}]: {} {}", kReasonTexts[i].slug, kReasonTexts[i].sentence,
+  log(LogLevel::kInfo, FMT_COMPILE("a connection stays on TCP [{}]: {} {}"), kReasonTexts[i].slug, kReasonTexts[i].sentence,
       kReasonTexts[i].remedy);
 }
 

@@ -54,7 +54,7 @@ int window(const iovec* parts, int count, std::size_t skip, std::size_t limit, i
 
 // A lie in shared memory: the stream is over for both sides, the process lives.
 void poison(int fd, Stream* s) {
-  log(LogLevel::kError, "the peer's indices are impossible; fd {} is reset", fd);
+  log(LogLevel::kError, FMT_COMPILE("the peer's indices are impossible; fd {} is reset"), fd);
   const ErrnoSaver keep;
   const linger reset = {1, 0};
   real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
@@ -169,7 +169,7 @@ Step end_of_input(int fd, Stream* s) {
   // Asked again once it is dead: it may have read the rest between the two looks, and then ended well.
   if (!peer_is_dead(fd, s) || s->send_over_tcp.load_acquire() || !unread_by_peer(s)) return moved(0);
   if (s->end_reported.exchange(1) != 0) return moved(0);
-  log(LogLevel::kWarn, "fd {}: the peer died with unread bytes; TCP would have reset the connection", fd);
+  log(LogLevel::kWarn, FMT_COMPILE("fd {}: the peer died with unread bytes; TCP would have reset the connection"), fd);
   return failed(ECONNRESET);
 }
 

@@ -51,7 +51,7 @@ class Guard {
   void unlock_pages();
 
   GuardMode mode_ = GuardMode::kOff;
-  int pkey_ = -1;
+  int pkey_ = 0;  // 0: none; also what keeps the object all zeros at load, out of the file
   Atomic<std::uint32_t> pages_lock_;
   std::uint64_t signals_ = 0;      // mask of the thread that holds pages_lock_
   std::uint32_t pages_open_ = 0;  // gates open now, in mprotect mode; under pages_lock_
