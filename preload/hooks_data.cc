@@ -8,6 +8,7 @@
 #include "preload/export.h"
 #include "preload/revoke.h"
 #include "preload/sendfile.h"
+#include "shm/user_copy.h"
 
 using namespace mpklink;
 
@@ -58,32 +59,39 @@ void forget_received_descriptors(msghdr* message) {
   }
 }
 
+// The program's header, read once. False: not for us, or bad memory, which the kernel refuses.
+bool read_header(int fd, const msghdr* message, msghdr* copy) {
+  return stream_of(fd) != nullptr && user_copy(copy, message, sizeof *copy) == 0 && copy->msg_iovlen <= IOV_MAX;
+}
+
 ssize_t receive_message_any(int fd, msghdr* message, int flags) {
-  const bool ours = stream_of(fd) != nullptr && message != nullptr && message->msg_iovlen <= IOV_MAX;
-  if (!ours) {
+  msghdr header;
+  if (!read_header(fd, message, &header)) {
     const ssize_t n = real().recvmsg(fd, message, flags);
     if (n >= 0 && message->msg_controllen > 0) forget_received_descriptors(message);
     return n;
   }
   bool by_kernel = false;
-  const ssize_t n = receive_any(fd, message->msg_iov, static_cast<int>(message->msg_iovlen), flags, [&] {
+  const ssize_t n = receive_any(fd, header.msg_iov, static_cast<int>(header.msg_iovlen), flags, [&] {
     by_kernel = true;
     return real().recvmsg(fd, message, flags);
   });
   if (n >= 0 && !by_kernel) {
-    message->msg_namelen = 0;  // as TCP: no address, no control data
-    message->msg_controllen = 0;
-    message->msg_flags = 0;
+    header.msg_namelen = 0;  // as TCP: no address, no control data
+    header.msg_controllen = 0;
+    header.msg_flags = 0;
+    user_copy(message, &header, sizeof header);
   }
   return n;
 }
 
 ssize_t send_message_any(int fd, const msghdr* message, int flags) {
-  if (stream_of(fd) == nullptr || message == nullptr || message->msg_iovlen > IOV_MAX) {
-    if (message != nullptr && message->msg_control != nullptr) note_passed_descriptors(message);
+  msghdr header;
+  if (!read_header(fd, message, &header)) {
+    if (stream_of(fd) == nullptr && message != nullptr && message->msg_control != nullptr) note_passed_descriptors(message);
     return real().sendmsg(fd, message, flags);
   }
-  return send_any(fd, message->msg_iov, static_cast<int>(message->msg_iovlen), flags,
+  return send_any(fd, header.msg_iov, static_cast<int>(header.msg_iovlen), flags,
                   [&] { return real().sendmsg(fd, message, flags); });
 }
 
@@ -137,7 +145,10 @@ ssize_t mpklink_recvfrom(int fd, void* buf, size_t n, int flags, struct sockaddr
     by_kernel = true;
     return real().recvfrom(fd, buf, n, flags, from, len);
   });
-  if (got >= 0 && !by_kernel && from != nullptr && len != nullptr) *len = 0;  // as TCP: no address
+  if (got >= 0 && !by_kernel && from != nullptr && len != nullptr) {
+    const socklen_t none = 0;  // as TCP: no address
+    user_copy(len, &none, sizeof none);
+  }
   return got;
 }
 ssize_t mpklink___recvfrom_chk(int fd, void* buf, size_t n, size_t buf_len, int flags, struct sockaddr* from,

@@ -51,8 +51,9 @@ void add_pending_error(Stream* s, void* value, const socklen_t* size) {
 int queue_length(int fd, Stream* s, unsigned long request, int* out) {
   const int bytes = request == FIONREAD ? unread_bytes(fd, s) : unsent_bytes(fd, s);
   if (bytes < 0) return -1;
-  *out = bytes;
-  return 0;
+  if (user_copy(out, &bytes, sizeof bytes) == 0) return 0;
+  errno = EFAULT;
+  return -1;
 }
 
 }  // namespace

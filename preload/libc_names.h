@@ -4,6 +4,7 @@
 #pragma once
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -46,4 +47,6 @@ extern "C" decltype(::open) __open;
 extern "C" decltype(::open64) __open64;
 extern "C" decltype(::pipe) __pipe;
 extern "C" decltype(::fdopen) _IO_fdopen;
+extern "C" decltype(::sigaction) __sigaction;
+extern "C" decltype(::signal) bsd_signal;
 extern "C" decltype(::popen) _IO_popen;
