@@ -97,19 +97,25 @@ long wait_call(long n, const Arguments& a, bool* handled) {
   return 0;
 }
 
+// Before the process ends without its destructors.
+void end_process() {
+  if (in_foreign_child()) return;
+  answer_all_freezes();
+  write_stats();
+  streams_at_exit();
+}
+
 }  // namespace
 
 extern "C" {
 
 __attribute__((__noreturn__)) void mpklink__exit(int status) {
-  if (!in_foreign_child()) answer_all_freezes();
-  write_stats();
+  end_process();
   real()._exit(status);
   real_exit(status);
 }
 __attribute__((__noreturn__)) void mpklink__Exit(int status) noexcept {
-  if (!in_foreign_child()) answer_all_freezes();
-  write_stats();
+  end_process();
   real()._Exit(status);
   real_exit(status);
 }

@@ -85,7 +85,7 @@ void mark_own_memory() {
 }
 
 void notice_fork() {
-  if (g_own_memory != nullptr && g_own_memory->load_relaxed() == 0) after_fork_in_child();  // relaxed: one thread here
+  if (g_own_memory != nullptr && g_own_memory->load_relaxed() == 0) after_fork_in_child_unprepared();  // relaxed: one thread here
 }
 
 bool in_foreign_child() {

@@ -11,6 +11,7 @@
 #include "preload/eligibility.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
+#include "preload/holders.h"
 #include "preload/identity.h"
 #include "preload/log.h"
 #include "preload/messages.h"
@@ -664,6 +665,10 @@ void take_step(int fd, Stream* s) {
   const State state = state_of(s);
   if (state == State::kOffered) {
     connector_await(fd, s);
+    return;
+  }
+  if (held_by_others(s)) {
+    retry_or_give_up(s, Reason::kForked);
     return;
   }
   if (state != State::kCandidate && state != State::kSettling) return;

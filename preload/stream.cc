@@ -10,6 +10,7 @@
 #include "preload/fault.h"
 #include "preload/fd_table.h"
 #include "preload/give_back.h"
+#include "preload/holders.h"
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
@@ -56,6 +57,7 @@ void reset_stream(Stream* s) {
   s->connector = false;
   s->tries = 0;
   s->returns = 0;
+  s->holders = nullptr;
   s->rendezvous_fd = -1;
   s->rendezvous_step = 0;
   s->peer_uid = 0;
@@ -139,6 +141,7 @@ void end_stream(int fd, Stream* s) {
   s->state.exchange(static_cast<std::uint32_t>(State::kPlain));
   close_hidden(s->rendezvous_fd);
   s->rendezvous_fd = -1;
+  drop_holder(s);
   s->step_lock.unlock();
   release_stream(s, kFreeStream);
 }
@@ -344,7 +347,8 @@ void streams_before_fork() {
       s->forked.store_release(1);  // connect() will leave it on TCP
       return;
     }
-    make_plain(s, Reason::kForked);
+    // An epoll instance is shared by parent and child, registrations and all: with one in it, nobody may change it.
+    if (state_of(s) != State::kCandidate || s->members != nullptr || !add_holder(s)) make_plain(s, Reason::kForked);
     if (!managed(state_of(s)) || s->send_lock.held_by_this_thread() || s->receive_lock.held_by_this_thread()) return;
     // Both locks, so that no operation is half-way when the other process may start its own.
     s->send_lock.lock();
@@ -355,9 +359,10 @@ void streams_before_fork() {
   });
 }
 
+void streams_at_exit() { for_each_stream(drop_holder); }
 
-void streams_forked_child() {
-  for_each_stream([](Stream* s) {
+void streams_forked_child(bool prepared) {
+  for_each_stream([prepared](Stream* s) {
     s->send_lock.reset();
     s->receive_lock.reset();
     s->members_lock.reset();
@@ -367,9 +372,13 @@ void streams_forked_child() {
     s->deferred.store_relaxed(0);
     close_hidden(s->rendezvous_fd);
     s->rendezvous_fd = -1;
-    make_plain(s, Reason::kForked);
+    s->rendezvous_step = 0;
+    s->tries = 0;
+    s->next_try.store_relaxed(0);                 // relaxed: one thread here
+    if (!prepared) s->holders = nullptr;          // the parent counted nobody
+    if (s->holders == nullptr) make_plain(s, Reason::kForked);
     if (s->after_pins.load_relaxed() != 0) finish(s);  // relaxed: one thread here
-    if (s->channel == nullptr) return;
+    if (s->channel == nullptr || !managed(state_of(s))) return;
     s->forked.store_relaxed(1);  // by _Fork or clone no handler ran in the parent
     const Gate gate;
     s->ring_tx_base = s->core->producer.tail.load_relaxed();  // relaxed: a statistic

@@ -82,6 +82,7 @@ struct Stream {
   Atomic<std::uint32_t> operations;    // that moved bytes
   Atomic<std::uint32_t> kernel_calls;  // threads inside (or about to enter) a kernel call on it that may block
   Atomic<std::uint64_t> tcp_sent, tcp_received;
+  Atomic<std::uint32_t>* holders;      // processes that have it (preload/holders.h); null: only this one ever had
   SpinLock step_lock;                  // one thread takes its upgrade step; whoever finds it taken passes on
   Atomic<std::uint32_t> next_try;      // operation number of the next upgrade step
   std::uint32_t tries;
@@ -162,6 +163,8 @@ void for_each_stream(Visit visit) {
 SpinLock& slab_lock();
 void account_all_streams();  // at exit
 void streams_before_fork();
-void streams_forked_child();
+// `prepared`: streams_before_fork ran in the parent (it does not for _Fork and clone).
+void streams_forked_child(bool prepared);
+void streams_at_exit();  // this process holds none of them any longer
 
 }  // namespace mpklink
