@@ -23,11 +23,13 @@ inline char thread_state(pid_t tid) {
   return after_name != nullptr ? after_name[2] : 'X';
 }
 
-// Until the thread has been found asleep several times in a row; gives up after seconds (then the case itself fails or passes).
+// Until the thread has been found asleep several times in a row, or has ended; gives up after seconds (then the case itself fails or passes).
 inline void await_asleep(pid_t tid) {
   const int64_t deadline = now_ms() + 3000;
   for (int asleep = 0; asleep < 8 && now_ms() < deadline;) {
-    asleep = thread_state(tid) == 'S' ? asleep + 1 : 0;
+    const char state = thread_state(tid);
+    if (state == 'X') return;  // it has ended
+    asleep = state == 'S' ? asleep + 1 : 0;
     sleep_ms(2);
   }
 }

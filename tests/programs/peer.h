@@ -174,7 +174,9 @@ class Peer {
   }
   void prepare(void* data, size_t bytes) const { pattern_fill(data, bytes, kDown, put_); }
   void wrote(size_t bytes) { put_ += bytes; }
+  // Until nothing fits; the number of bytes that did.
   uint64_t fill() {
+    if (put_ > drained_) drained();
     const uint64_t bytes = fill_up(fd_, kDown, put_);
     put_ += bytes;
     return bytes;
@@ -182,6 +184,12 @@ class Peer {
   void drained() {
     now(Do::kDrain, put_ - drained_);
     drained_ = put_;
+  }
+  // The same without waiting for it.
+  void start_draining() {
+    const uint64_t bytes = put_ - drained_;
+    drained_ = put_;  // first: the sleeping thread may count more as soon as the peer reads
+    start(Do::kDrain, bytes);
   }
 
   void await_events(short events) const {

@@ -61,7 +61,7 @@ void rcvtimeo_trickle_server(int fd, const Sync& sync) {
   CHECK(n > 0 && n < 100);
   peer.took(g_buffer, static_cast<size_t>(n));
   set_timeout(fd, SO_RCVTIMEO, 0);
-  peer.now(Do::kHalfClose);
+  peer.start(Do::kHalfClose);  // ends the trickle
   const Report rest = read_to_end(fd, kUp, static_cast<uint64_t>(n));
   CHECK_EQ(rest.error, 0);
   CHECK(static_cast<uint64_t>(n) + rest.bytes <= 100);
