@@ -47,7 +47,7 @@ CASES = {
         "header timestamp inq control_out address_out recvmmsg recvmmsg_end recvmmsg_timeout sendmmsg queue fionbio"
     ).split(),
     "semantics_connect": "nonblocking refused retry pending self unspec unspec_warm accept".split(),
-    "semantics_signals": "eintr restart_never restart_read restart_send not_delivered masks accept connect".split(),
+    "semantics_signals": "eintr restart_never restart_read restart_send partial_send not_delivered masks accept connect".split(),
     "semantics_threads": (
         "shutdown_wakes shutdown_accept close_sleeper close_last close_sender dup2_sleeper close_epoll cancel_read cancel_send"
         " cancel_pending cancel_disabled cancel_async cancel_one_of_two"
@@ -84,6 +84,7 @@ BEYOND = {
     # library: a sleeper whose number is closed or replaced gets EBADF
     *(("semantics_threads", case) for case in ("close_sleeper", "close_last", "close_sender", "dup2_sleeper")),
     ("semantics_threads", "cancel_pending"),  # library: no cancellation point when the call need not sleep
+    ("semantics_signals", "partial_send"),  # library: with SA_RESTART a signal after some bytes does not end a blocked send
     ("semantics_signals", "masks"),  # library: ready, and a pending signal let in by the mask: EINTR instead of the events
 }  # fmt: skip
 

@@ -151,7 +151,7 @@ void trunc_server(int fd, const Sync& sync) {
 // MSG_MORE and TCP_CORK may hold bytes back, but not for ever, and never change their order.
 void more_server(int fd, const Sync& sync) {
   Peer peer(fd, sync);
-  for (const size_t part : {10, 20, 30}) {
+  for (const size_t part : {size_t{10}, size_t{20}, size_t{30}}) {
     peer.prepare(g_buffer, part);
     CHECK_EQ(send(fd, g_buffer, part, MSG_MORE), part);
     peer.wrote(part);

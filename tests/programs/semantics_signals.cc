@@ -119,6 +119,24 @@ void restart_send_server(int fd, const Sync& sync) {
   peer.finish();
 }
 
+// A signal after some bytes have gone: the count so far, whatever SA_RESTART says.
+void partial_send_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  static char large[24 << 20];  // more than the buffers of a stream can grow to
+  const pthread_t self = pthread_self();
+  for (const int flags : {0, SA_RESTART}) {
+    peer.prepare(large, sizeof large);
+    count_signals(SIGUSR1, flags);
+    WhenAsleep later([self] { pthread_kill(self, SIGUSR1); });
+    const ssize_t n = send(fd, large, sizeof large, MSG_NOSIGNAL);
+    CHECK(n > 0 && static_cast<size_t>(n) < sizeof large);
+    CHECK_EQ(g_signals, 1);
+    peer.wrote(static_cast<size_t>(n));
+    peer.drained();
+  }
+  peer.finish();
+}
+
 // A blocked signal does not interrupt, an ignored one neither; both come to the sleeping thread.
 void not_delivered_server(int fd, const Sync& sync) {
   Peer peer(fd, sync);
@@ -283,6 +301,7 @@ const Case kCases[] = {
     {"restart_never", restart_never_server, obedient_client},
     {"restart_read", restart_read_server, obedient_client},
     {"restart_send", restart_send_server, obedient_client},
+    {"partial_send", partial_send_server, obedient_client},
     {"not_delivered", not_delivered_server, obedient_client},
     {"masks", masks_server, obedient_client},
     {"accept", accept_server, obedient_client},
