@@ -313,8 +313,8 @@ int queued(int fd, unsigned long request) {
 
 void queue_server(int fd, const Sync& sync) {
   Peer peer(fd, sync);
-  peer.put(5000);
-  CHECK(queued(fd, SIOCOUTQ) <= 5100);  // with the end of the warm-up, if that is not acknowledged yet
+  peer.put(2000);
+  CHECK(queued(fd, SIOCOUTQ) <= 2100);  // with the end of the warm-up, if that is not acknowledged yet
   peer.drained();
   const int64_t deadline = now_ms() + 5000;
   while (queued(fd, TIOCOUTQ) != 0) CHECK(now_ms() < deadline);  // 0 once all is read
