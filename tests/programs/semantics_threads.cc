@@ -31,7 +31,7 @@ struct Sleeper {
     __atomic_store_n(&s->tid, gettid(), __ATOMIC_RELEASE);
     const ssize_t n = s->which->call(s->fd, s->buffer);
     s->error = errno;
-    s->result = n;
+    __atomic_store_n(&s->result, n, __ATOMIC_RELEASE);
     return nullptr;
   }
   // The call returns `want`.
@@ -40,7 +40,8 @@ struct Sleeper {
     errno = error;  // shown if not
     CHECK_EQ(result, want);
   }
-  bool asleep() const { return thread_state(tid) == 'S'; }
+  // The call has not returned.
+  bool asleep() const { return __atomic_load_n(&result, __ATOMIC_ACQUIRE) == -2; }
   void cancelled() {
     CHECK_EQ(pthread_cancel(thread), 0);
     void* value;
@@ -223,11 +224,10 @@ void cancel_send_server(int fd, const Sync& sync) {
     if (c.kind != Kind::kSend || c.call == send_file) continue;  // sendfile is no cancellation point
     note(c.name);
     Sleeper s(c, fd);
-    if (s.asleep()) {
-      s.cancelled();
-    } else {  // TCP had made room
-      join_thread(s.thread);
-    }
+    CHECK_EQ(pthread_cancel(s.thread), 0);
+    void* value;
+    CHECK_EQ(pthread_join(s.thread, &value), 0);
+    CHECK(value == PTHREAD_CANCELED || s.result > 0);  // TCP may have made room before
     peer.now(Do::kSend, 100);
     peer.take(100);
   }
