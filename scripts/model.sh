@@ -35,21 +35,21 @@ cases() {
 holds | switch and sleep                   | safe | -DRING=1
 holds | switch and sleep, larger           | safe | -DBYTES=6 -DRING=2 -DTCP_ROOM=3
 holds | receiver freezes                   | safe | -DR_FREEZE=1
-holds | sender freezes                     | safe | -DS_FREEZE=1
-holds | both freeze                        | safe | -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=3
+holds | sender freezes                     | safe | -DS_FREEZE=1 -DBYTES=3 -DTCP_ROOM=1
+holds | both freeze                        | safe | -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=2
 holds | receiver freezes, ring of 2        | safe | -DR_FREEZE=1 -DRING=2
-holds | sender freezes, ring of 2          | safe | -DS_FREEZE=1 -DRING=2
-holds | close without waiting for room     | safe | -DR_FREEZE=1 -DCLOSE_AT_ONCE
+holds | sender freezes, ring of 2          | safe | -DS_FREEZE=1 -DRING=2 -DBYTES=3
+holds | close without waiting for room     | safe | -DR_FREEZE=1 -DCLOSE_AT_ONCE -DBYTES=3 -DTCP_ROOM=1
 holds | sender dies                        | safe | -DCRASH -DRING=2
-holds | sender dies, receiver freezes      | safe | -DCRASH -DR_FREEZE=1 -DBYTES=3
-holds | sender dies while it freezes       | safe | -DCRASH -DS_FREEZE=1 -DBYTES=3
-holds | again, receiver freezes            | safe | -DCHANNELS=2 -DR_FREEZE=1
-holds | again, sender freezes              | safe | -DCHANNELS=2 -DS_FREEZE=1
+holds | sender dies, receiver freezes      | safe | -DCRASH -DR_FREEZE=1 -DBYTES=3 -DTCP_ROOM=1
+holds | sender dies while it freezes       | safe | -DCRASH -DS_FREEZE=1 -DBYTES=2
+holds | again, receiver freezes            | safe | -DCHANNELS=2 -DR_FREEZE=1 -DBYTES=3
+holds | again, sender freezes              | safe | -DCHANNELS=2 -DS_FREEZE=1 -DBYTES=3
 holds | away from the library              | safe | -DAWAY
-holds | away, the freezer stays            | safe | -DAWAY -DS_FREEZE=1 -DFREEZER_STAYS
-holds | every run ends                     | ends | -DR_FREEZE=1 -DBYTES=3
+holds | away, the freezer stays            | safe | -DAWAY -DS_FREEZE=1 -DFREEZER_STAYS -DBYTES=3 -DTCP_ROOM=1
+holds | every run ends                     | ends | -DR_FREEZE=1 -DBYTES=2
 found | away, receiver freezes (a limit)   | safe | -DAWAY -DR_FREEZE=1
-found | away, the freezer leaves (a limit) | safe | -DAWAY -DS_FREEZE=1
+found | away, the freezer leaves (a limit) | safe | -DAWAY -DS_FREEZE=1 -DBYTES=3 -DTCP_ROOM=1
 found | no rescue after EOF                | safe | -DNO_RESCUE -DR_FREEZE=1
 found | no rescue after death              | safe | -DNO_RESCUE -DS_FREEZE=1 -DCRASH
 found | switch_at after its bytes          | safe | -DSWITCH_AT_LATE
@@ -74,15 +74,19 @@ found | head stored, not compared          | safe | -DHEAD_STORED -DS_FREEZE=1
 found | discarded bytes kept               | safe | -DKEEP_DISCARDED -DS_FREEZE=1
 found | return before freeze               | safe | -DRETURN_BEFORE_FREEZE -DS_FREEZE=1
 found | return from an old head            | safe | -DCURSOR_FROM_OLD_HEAD -DS_FREEZE=1
-found | new channel before the return      | safe | -DRENEW_BEFORE_RETURN -DCHANNELS=2 -DR_FREEZE=1
+found | new channel before the return      | safe | -DRENEW_BEFORE_RETURN -DCHANNELS=2 -DR_FREEZE=1 -DBYTES=3
 found | new channel without the receiver   | safe | -DRENEW_UNASKED -DCHANNELS=2 -DS_FREEZE=1
 CASES
   [ "$full" = 0 ] || cat <<'CASES'
 holds | full: switch and sleep             | safe | -DBYTES=8 -DRING=3 -DTCP_ROOM=3
 holds | full: both freeze                  | safe | -DR_FREEZE=1 -DS_FREEZE=1
 holds | full: both freeze, ring of 2       | safe | -DR_FREEZE=1 -DS_FREEZE=1 -DRING=2
+holds | full: both freeze, small           | safe | -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=3
+holds | full: again, receiver freezes      | safe | -DCHANNELS=2 -DR_FREEZE=1
+holds | full: again, sender freezes        | safe | -DCHANNELS=2 -DS_FREEZE=1
 holds | full: receiver freezes             | safe | -DR_FREEZE=1 -DBYTES=6 -DRING=2 -DTCP_ROOM=3
 holds | full: sender freezes               | safe | -DS_FREEZE=1 -DBYTES=6 -DRING=2 -DTCP_ROOM=3
+holds | full: sender dies while it freezes | safe | -DCRASH -DS_FREEZE=1 -DBYTES=3
 holds | full: sender dies                  | safe | -DCRASH -DR_FREEZE=1 -DBYTES=5 -DRING=2
 holds | full: close without waiting        | safe | -DCLOSE_AT_ONCE -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=3 -DRING=2
 holds | full: again, either freezes        | safe | -DCHANNELS=2 -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=3
@@ -129,7 +133,7 @@ while IFS='|' read -r expect name kind options; do
   directory="$work/${name//[^a-zA-Z0-9]/_}"
   mkdir -p "$directory" && cd "$directory" || exit 1
   rm -f pan pan.* ./*.trail
-  outcome= states=0 error=
+  outcome='' states=0 error=''
   verify "$expect" "$kind" "$options"
   if [ "$outcome" = "$expect" ]; then verdict=ok; passed=$((passed + 1)); else verdict=FAILED; failed=$((failed + 1)); fi
   printf '%-6s %-5s %-38s %9s states  %s  %s\n' "$verdict" "$expect" "$name" "$states" "$options" \
