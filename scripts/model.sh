@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Verifies the protocol's Promela models (tests/model/*.pml) with spin. scripts/model.sh [--full] [--keep DIR] [NAME…]
-#   --full      larger bounds too (minutes, up to 4 GB)
+#   --full      larger bounds too (half an hour, up to 6 GB)
 #   --keep DIR  leave each case's verifier and trail there (tests/model/README.md says how to replay)
 #   NAME…       only the cases whose name has one of these words in it
 # A `holds` case must be verified completely, a `found` case, which leaves out one rule or asks too much, must end in an error.
@@ -80,7 +80,7 @@ CASES
   [ "$full" = 0 ] || cat <<'CASES'
 holds | full: switch and sleep             | safe | -DBYTES=8 -DRING=3 -DTCP_ROOM=3
 holds | full: both freeze                  | safe | -DR_FREEZE=1 -DS_FREEZE=1
-holds | full: both freeze, ring of 2       | safe | -DR_FREEZE=1 -DS_FREEZE=1 -DRING=2
+holds | full: both freeze, ring of 2       | safe | -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=3 -DRING=2
 holds | full: both freeze, small           | safe | -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=3
 holds | full: again, receiver freezes      | safe | -DCHANNELS=2 -DR_FREEZE=1
 holds | full: again, sender freezes        | safe | -DCHANNELS=2 -DS_FREEZE=1
@@ -106,7 +106,7 @@ verify() {
   # shellcheck disable=SC2086
   spin -a $options "$models/stream.pml" >spin.log 2>&1 && cc -w "${flags[@]}" -o pan pan.c 2>>spin.log
   if [ ! -x pan ]; then outcome="not built: $(tail -n 1 spin.log)"; return; fi
-  timeout 900 ./pan "${run[@]}" -m1000000 -w22 >"$log" 2>&1
+  timeout $((full ? 3600 : 600)) ./pan "${run[@]}" -m1000000 -w$((full ? 25 : 22)) >"$log" 2>&1
   states=$(awk '/states, stored/ { print $1; exit }' "$log")
   if grep -q 'Search not completed' "$log" && grep -q '^pan:1:' "$log"; then
     outcome=found
