@@ -18,7 +18,15 @@ CASES = {
         "level edge edge_out oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
     ).split(),
     "semantics_revoke": "exec pass stdio splice urgent full".split(),
+    "semantics_process": (
+        "fork underscore_fork clone_call heir_fork heir_underscore_fork heir_clone_call turns_fork turns_underscore_fork"
+        " turns_clone_call vfork clone_files clone_vm clone_closes child_reads child_writes two_writers two_readers shutdown"
+        " child_polls grandchild bgsave keeper double_fork daemon daemon_unread"
+    ).split(),
 }
+
+# The programs whose cases may have both ends in one process (but see NOT_IN_ONE_PROCESS). The others make other processes.
+IN_ONE_PROCESS = ["semantics_data", "semantics_end", "semantics_wait", "semantics_epoll", "semantics_revoke"]
 
 # Asked for by the design, but not by issue 2: marked `beyond`.
 BEYOND = {
@@ -31,6 +39,22 @@ BEYOND = {
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
 }  # fmt: skip
+
+# A process goes on after the one that the test has started: the test waits for it.
+ORPHANS = {("semantics_process", case) for case in ("double_fork", "daemon", "daemon_unread")}
+
+# The end that becomes another program while it has the stream: its statistics are lost.
+EXECS = {}
+
+# A revoke must have happened, and must be counted by at least one end.
+REVOKES = set()
+
+# Nothing is upgraded although both ends are preloaded.
+FALLS_BACK = set()
+
+# What has to go over the ring at least, where that is more than the warm-up, or at most.
+RING_BYTES = {("semantics_process", "bgsave"): 2 * 20 * 20 * 200}
+RING_BYTES_AT_MOST = {}
 
 # Both ends preloaded, unusual settings: the smallest ring, an upgrade at the first chance, a guard that faults on every access
 # outside a gate, and the two together that find most.
