@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The cases of tests/programs/semantics_*.cc and the settings they run under. echo_test.py checks that no case is missing here."""
 
-from harness import Combo
+from harness import Combo, Side
 
 CASES = {
     "semantics_data": "idle peek waitall nonblock vectored zero sendfile fionread identity efault sizes".split(),
@@ -22,6 +22,12 @@ CASES = {
         "fork underscore_fork clone_call heir_fork heir_underscore_fork heir_clone_call turns_fork turns_underscore_fork"
         " turns_clone_call vfork clone_files clone_vm clone_closes child_reads child_writes two_writers two_readers shutdown"
         " child_polls grandchild bgsave keeper double_fork daemon daemon_unread"
+    ).split(),
+    "semantics_exec": (
+        "inetd_execv inetd_execve inetd_execvp inetd_execvpe inetd_execl inetd_execle inetd_execlp inetd_fexecve inetd_execveat"
+        " inetd_syscall inetd_helper inetd_helper_plain inetd_both_ways shell spawn spawn_plain spawn_inherited spawn_self_dup2"
+        " self self_plain self_unread self_thread self_server failed failed_unread cloexec_fcntl cloexec_ioctl cloexec_dup"
+        " cloexec_range cloexec_unread cloexec_child commands leaked"
     ).split(),
 }
 
@@ -44,10 +50,16 @@ NOT_IN_ONE_PROCESS = {
 ORPHANS = {("semantics_process", case) for case in ("double_fork", "daemon", "daemon_unread")}
 
 # The end that becomes another program while it has the stream: its statistics are lost.
-EXECS = {}
+EXECS = {
+    **{("semantics_exec", case): Side.CLIENT for case in CASES["semantics_exec"] if case.startswith(("self", "cloexec"))},
+    ("semantics_exec", "self_server"): Side.SERVER,
+}
+del EXECS["semantics_exec", "cloexec_child"]
 
 # A revoke must have happened, and must be counted by at least one end.
-REVOKES = set()
+REVOKES = {
+    *(("semantics_exec", case) for case in CASES["semantics_exec"] if case.startswith(("inetd", "shell", "spawn", "self"))),
+}
 
 # Nothing is upgraded although both ends are preloaded.
 FALLS_BACK = set()
