@@ -29,6 +29,10 @@ CASES = {
         " self self_plain self_unread self_thread self_server failed failed_unread cloexec_fcntl cloexec_ioctl cloexec_dup"
         " cloexec_range cloexec_unread cloexec_child commands leaked"
     ).split(),
+    "semantics_pass": (
+        "given given_plain given_sendmmsg given_syscall given_poll given_epoll kept kept_plain again back several to_itself"
+        " to_itself_recvmmsg lost both_ways sleeping_peer fetched fetched_plain"
+    ).split(),
 }
 
 # The programs whose cases may have both ends in one process (but see NOT_IN_ONE_PROCESS). The others make other processes.
@@ -59,6 +63,7 @@ del EXECS["semantics_exec", "cloexec_child"]
 # A revoke must have happened, and must be counted by at least one end.
 REVOKES = {
     *(("semantics_exec", case) for case in CASES["semantics_exec"] if case.startswith(("inetd", "shell", "spawn", "self"))),
+    *(("semantics_pass", case) for case in CASES["semantics_pass"]),
 }
 
 # Nothing is upgraded although both ends are preloaded.
