@@ -33,6 +33,17 @@ CASES = {
         "given given_plain given_sendmmsg given_syscall given_poll given_epoll kept kept_plain again back several to_itself"
         " to_itself_recvmmsg lost both_ways sleeping_peer fetched fetched_plain"
     ).split(),
+    "semantics_stdio": (
+        "read write update fclose fclose_unread dprintf after_recv mixed large getline standard child"
+    ).split(),
+    "semantics_syscall": (
+        "read readv recvfrom recvmsg recvmmsg sendfile splice poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2 dup"
+        " close options accept4 fork clone"
+    ).split(),
+    "semantics_closing": (
+        "loop raw_loop proc_loop closefrom range range_call range_unshare range_cloexec range_both new_stream child_fork child_vfork"
+        " ended_loop ended_range ended_closefrom ended_unshare"
+    ).split(),
 }
 
 # The programs whose cases may have both ends in one process (but see NOT_IN_ONE_PROCESS). The others make other processes.
@@ -53,17 +64,18 @@ NOT_IN_ONE_PROCESS = {
 # A process goes on after the one that the test has started: the test waits for it.
 ORPHANS = {("semantics_process", case) for case in ("double_fork", "daemon", "daemon_unread")}
 
-# The end that becomes another program while it has the stream: its statistics are lost.
-EXECS = {
+# The end whose statistics are lost: it becomes another program while it has the stream, or ends inside of libc (daemon).
+SILENT = {
     **{("semantics_exec", case): Side.CLIENT for case in CASES["semantics_exec"] if case.startswith(("self", "cloexec"))},
     ("semantics_exec", "self_server"): Side.SERVER,
+    ("semantics_process", "daemon"): Side.CLIENT,
 }
-del EXECS["semantics_exec", "cloexec_child"]
+del SILENT["semantics_exec", "cloexec_child"]
 
 # A revoke must have happened, and must be counted by at least one end.
 REVOKES = {
     *(("semantics_exec", case) for case in CASES["semantics_exec"] if case.startswith(("inetd", "shell", "spawn", "self"))),
-    *(("semantics_pass", case) for case in CASES["semantics_pass"]),
+    *((program, case) for program in ("semantics_pass", "semantics_stdio") for case in CASES[program]),
 }
 
 # Nothing is upgraded although both ends are preloaded.

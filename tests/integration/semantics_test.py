@@ -7,8 +7,8 @@ import pytest
 
 from harness import PROGRAMS, SERVER, Side
 from program_cases import (
-    BEYOND, CASES, COMBO_VARIANT_IDS, COMBO_VARIANTS, EXECS, FALLS_BACK, IN_ONE_PROCESS, NOT_IN_ONE_PROCESS, ONE_PROCESS_IDS,
-    ONE_PROCESS_VARIANTS, ORPHANS, REVOKES, RING_BYTES, RING_BYTES_AT_MOST,
+    BEYOND, CASES, COMBO_VARIANT_IDS, COMBO_VARIANTS, FALLS_BACK, IN_ONE_PROCESS, NOT_IN_ONE_PROCESS, ONE_PROCESS_IDS,
+    ONE_PROCESS_VARIANTS, ORPHANS, REVOKES, RING_BYTES, RING_BYTES_AT_MOST, SILENT,
 )  # fmt: skip
 
 # Of the warm-up's 8000 bytes both ways at least a quarter must have gone over the ring before a case begins.
@@ -54,8 +54,8 @@ def test_two_processes(bench, program, case, settings):
 
 
 def reporting_sides(program, case):
-    """All but the one whose process becomes another program and cannot say what it did before."""
-    return [side for side in Side if side is not EXECS.get((program, case))]
+    """All but the one that cannot say at its end what it has done."""
+    return [side for side in Side if side is not SILENT.get((program, case))]
 
 
 @pytest.mark.parametrize("combo,settings", ONE_PROCESS_VARIANTS, ids=ONE_PROCESS_IDS)
