@@ -44,6 +44,7 @@ CASES = {
         "loop raw_loop proc_loop closefrom range range_call range_unshare range_cloexec range_both new_stream child_fork child_vfork"
         " ended_loop ended_range ended_closefrom ended_unshare"
     ).split(),
+    "semantics_uring": "recv read unused mixed_send mixed_recv poll close server before before_unused".split(),
 }
 
 # The programs whose cases may have both ends in one process (but see NOT_IN_ONE_PROCESS). The others make other processes.
@@ -76,14 +77,17 @@ del SILENT["semantics_exec", "cloexec_child"]
 REVOKES = {
     *(("semantics_exec", case) for case in CASES["semantics_exec"] if case.startswith(("inetd", "shell", "spawn", "self"))),
     *((program, case) for program in ("semantics_pass", "semantics_stdio") for case in CASES[program]),
+    *(("semantics_uring", case) for case in CASES["semantics_uring"] if not case.startswith("before")),
 }
 
 # Nothing is upgraded although both ends are preloaded.
-FALLS_BACK = set()
+FALLS_BACK = {("semantics_uring", "before"), ("semantics_uring", "before_unused")}
 
 # What has to go over the ring at least, where that is more than the warm-up, or at most.
 RING_BYTES = {("semantics_process", "bgsave"): 2 * 20 * 20 * 200}
-RING_BYTES_AT_MOST = {}
+RING_BYTES_AT_MOST = {  # the warm-up and the unread bytes
+    ("semantics_uring", case): 2 * 40 * 100 + 1000 for case in CASES["semantics_uring"]
+}
 
 # Both ends preloaded, unusual settings: the smallest ring, an upgrade at the first chance, a guard that faults on every access
 # outside a gate, and the two together that find most.
