@@ -55,6 +55,20 @@ BEYOND = {
     ("semantics_data", "efault"), ("semantics_end", "fork_both"), ("semantics_wait", "cancel"),
     ("semantics_epoll", "nested"),
     *(("semantics_revoke", case) for case in CASES["semantics_revoke"]),
+    # library: no hook for _Fork and clone, so the parent does not learn that it shares the stream: its close() resets the
+    # connection when the child has not read everything yet, and its sends go into the ring while the child's go over TCP
+    *(("semantics_process", f"{what}_{way}") for what in ("heir", "turns") for way in ("underscore_fork", "clone_call")),
+    # library: no revoke at exec: the other program finds an empty socket, both ends wait for ever
+    *(("semantics_exec", case) for case in CASES["semantics_exec"] if case.startswith(("inetd", "shell", "spawn", "self"))),
+    # library: no revoke when passed: the receiver finds an empty socket, or the peer sees a reset when the sender closes its copy
+    # with unread bytes in the ring. lost, back: right, but nothing is revoked
+    *(("semantics_pass", case) for case in CASES["semantics_pass"]),
+    # library: no revoke at fdopen or dup2 to 0, 1, 2: reading by stdio hangs. write, fclose, dprintf: right, but nothing is revoked
+    *(("semantics_stdio", case) for case in CASES["semantics_stdio"]),
+    # library: splice of a stream hangs; SYS_pselect6 and SYS_epoll_pwait2 go past the hooks: never readable, or the event of a bell
+    *(("semantics_syscall", case) for case in ("splice", "pselect6", "epoll_pwait2")),
+    # library: no revoke at io_uring_setup: its reads find an empty socket. unused, mixed_send: right, but the ring goes on
+    *(("semantics_uring", case) for case in CASES["semantics_uring"] if not case.startswith("before")),
 }  # fmt: skip
 
 # Make no sense with both ends in one process: they close the other end's descriptors, or a forked child keeps them open.
@@ -84,7 +98,12 @@ REVOKES = {
 FALLS_BACK = {("semantics_uring", "before"), ("semantics_uring", "before_unused")}
 
 # What has to go over the ring at least, where that is more than the warm-up, or at most.
-RING_BYTES = {("semantics_process", "bgsave"): 2 * 20 * 20 * 200}
+RING_BYTES = {
+    ("semantics_process", "bgsave"): 2 * 20 * 20 * 200,  # the child has not touched it
+    # calls by number are as good as calls by name
+    **{("semantics_syscall", case): 20000 for case in CASES["semantics_syscall"] if case not in ("splice", "close", "fork", "clone")},
+    ("semantics_syscall", "accept4"): 80000,  # the second stream as well
+}
 RING_BYTES_AT_MOST = {  # the warm-up and the unread bytes
     ("semantics_uring", case): 2 * 40 * 100 + 1000 for case in CASES["semantics_uring"]
 }
