@@ -98,6 +98,7 @@ struct Conn {
   int epoll;            // its own epoll set, or -1
   uint32_t own_events;  // what it is registered with there
   uint32_t flavour;     // kLoop: 0 (level), EPOLLET or EPOLLONESHOT
+  size_t max_chunk;     // small ones need many operations for their bytes, as an upgrade does
   int home;             // kLoop: the epoll set it is in
   uint32_t interest;    // kLoop
   uint64_t seen_progress;  // watchdog
@@ -140,6 +141,14 @@ struct Side {
   std::atomic<int> dedicated;          // threads
 };
 
+// Promises that can be counted instead of checked, to look behind a known fault: --lenient=reset,again,promise.
+enum Promise : unsigned {
+  kReset,        // a reset is an error at some call, not an end of file
+  kAgain,        // what has just been ready does not say EAGAIN
+  kLookedAhead,  // FIONREAD and MSG_PEEK give no more than a receive
+  kPromises
+};
+
 struct Config {
   uint64_t seed;
   long seconds, connections, workers, loops, patience_s;
@@ -147,12 +156,12 @@ struct Config {
   size_t max_chunk;
   const char* classes;
   bool revoke, signals, forks;
-  bool skip[kOperations];
+  bool skip[kOperations], lenient[kPromises];
 };
 
 struct Totals {
   std::atomic<uint64_t> operations[kOperations];
-  std::atomic<uint64_t> ends[kEndKinds];
+  std::atomic<uint64_t> ends[kEndKinds], kept_quiet[kPromises];
   std::atomic<uint64_t> calls, bytes_checked, connections;
 };
 
@@ -165,6 +174,8 @@ enum class Outcome { kProgress, kAgain, kDone };
 Plan make_plan(uint64_t id);
 void fill_bytes(char* to, size_t n, uint64_t key, uint64_t offset);
 [[noreturn]] void broken(const Worker* w, const Conn* c, const char* what, long long got, long long want);
+// The same for a promise that may be lenient.
+void broken_promise(Promise promise, const Worker* w, const Conn* c, const char* what, long long got, long long want);
 void print_state();
 void finish(Worker* w, Conn* c);  // the scripted end, when both roles are done; frees the slot
 bool out_of_operations();

@@ -212,7 +212,7 @@ Outcome failed(Worker* w, Conn* c, Way way, int error, int flags) {
   }
   if (error == EAGAIN) {
     if (undisturbed(w, c, flags)) broken(w, c, "EAGAIN from a blocking call", error, 0);
-    if (w->promised[way]) broken(w, c, "EAGAIN although it had just been ready", error, 0);
+    if (w->promised[way]) broken_promise(kAgain, w, c, "EAGAIN although it had just been ready", error, 0);
     c->role[way].drained = true;
     return Outcome::kAgain;
   }
@@ -241,7 +241,7 @@ size_t look_ahead(Worker* w, Conn* c, size_t want) {
     if (n > 0) {
       check_bytes(w, c, w->buffer, static_cast<size_t>(n), r.bytes);
       if (static_cast<size_t>(n) < promised && static_cast<size_t>(n) < want)
-        broken(w, c, "MSG_PEEK gives less than FIONREAD promised", n, static_cast<long long>(promised));
+        broken_promise(kLookedAhead, w, c, "MSG_PEEK gives less than FIONREAD promised", n, static_cast<long long>(promised));
       if (static_cast<size_t>(n) > promised) promised = static_cast<size_t>(n);
     }
     if (n < 0 && errno != EAGAIN && errno != EINTR) {
@@ -261,7 +261,7 @@ Outcome at_limit(Worker* w, Conn* c) {
   Role& r = c->role[kReceive];
   int queued = 1;
   if (leaves_unread(c)) CHECK_EQ(ioctl(r.fd, FIONREAD, &queued), 0);
-  if (queued == 0 && w->promised[kReceive]) broken(w, c, "FIONREAD is 0 although it had just been readable", 0, 1);
+  if (queued == 0 && w->promised[kReceive]) broken_promise(kAgain, w, c, "FIONREAD is 0 although it had just been readable", 0, 1);
   w->promised[kReceive] = false;
   r.drained = queued == 0;
   if (queued == 0) return Outcome::kAgain;
@@ -282,7 +282,7 @@ void received(Worker* w, Conn* c, const Call& call, size_t n, size_t promised) {
   Role& r = c->role[kReceive];
   if (n > call.want) broken(w, c, "received more than asked for", static_cast<long long>(n), static_cast<long long>(call.want));
   if (n < promised && call.op != kDo_splice_in)
-    broken(w, c, "received less than FIONREAD or MSG_PEEK promised", static_cast<long long>(n), static_cast<long long>(promised));
+    broken_promise(kLookedAhead, w, c, "received less than FIONREAD or MSG_PEEK promised", static_cast<long long>(n), static_cast<long long>(promised));
   check_bytes(w, c, call.buffer, n, r.bytes);
   r.bytes += n;
   const uint64_t all = c->plan.send_limit[1 - c->side_number];
@@ -318,7 +318,7 @@ Outcome send_some(Worker* w, Conn* c) {
     end_role(w, c, kSend);
     return Outcome::kDone;
   }
-  Call call = {pick(w, kOps, kDo_send), r.fd, w->buffer, w->random.size(g_config.max_chunk), 0};
+  Call call = {pick(w, kOps, kDo_send), r.fd, w->buffer, w->random.size(c->max_chunk), 0};
   if (call.want > left) call.want = left;
   if (allowed(kDo_empty) && w->one_in(200)) {
     count(w, kDo_empty);
@@ -356,7 +356,7 @@ Outcome receive_some(Worker* w, Conn* c) {
   Role& r = c->role[kReceive];
   const uint64_t left = c->plan.receive_limit[c->side_number] - r.bytes;
   if (left == 0) return at_limit(w, c);
-  Call call = {pick(w, kOps, kDo_recv), r.fd, w->buffer, w->random.size(g_config.max_chunk), 0};
+  Call call = {pick(w, kOps, kDo_recv), r.fd, w->buffer, w->random.size(c->max_chunk), 0};
   if (call.want > left) call.want = left;
   if (allowed(kDo_empty) && w->one_in(200)) {
     count(w, kDo_empty);
@@ -375,10 +375,10 @@ Outcome receive_some(Worker* w, Conn* c) {
     if (call.buffer[call.want + i] != kCanary) broken(w, c, "written behind the buffer, at", static_cast<long long>(i), 0);
   Outcome outcome = Outcome::kProgress;
   if (n < 0) {
-    if (promised > 0 && error != EINTR && !errors_allowed(c)) broken(w, c, "failed although FIONREAD or MSG_PEEK promised bytes", -error, static_cast<long long>(promised));
+    if (promised > 0 && error != EINTR && !errors_allowed(c)) broken_promise(kLookedAhead, w, c, "failed although FIONREAD or MSG_PEEK promised bytes", -error, static_cast<long long>(promised));
     outcome = failed(w, c, kReceive, error, call.flags);
   } else if (n == 0) {
-    if (promised > 0 && !errors_allowed(c)) broken(w, c, "end of file although FIONREAD or MSG_PEEK promised bytes", 0, static_cast<long long>(promised));
+    if (promised > 0 && !errors_allowed(c)) broken_promise(kLookedAhead, w, c, "end of file although FIONREAD or MSG_PEEK promised bytes", 0, static_cast<long long>(promised));
     at_eof(w, c);
   } else {
     received(w, c, call, static_cast<size_t>(n), promised);
