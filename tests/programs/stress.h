@@ -2,7 +2,8 @@
 // Random operations of the whole socket API on many connections at once; every byte is checked against its offset.
 //
 // Both ends derive from (seed, connection) how many bytes each direction has, what they are and how the connection ends, so a
-// receiver needs nobody to compare with. stress.cc: processes, connections, control channel, watchdog; stress_work.cc: the threads;
+// receiver needs nobody to compare with. stress.cc: options, plans, watchdog;
+// stress_peers.cc: making and ending connections; stress_work.cc: the threads;
 // stress_data.cc: one send or receive; stress_wait.cc: waiting; stress_odd.cc: what is done to a descriptor in between.
 #pragma once
 
@@ -177,11 +178,18 @@ void fill_bytes(char* to, size_t n, uint64_t key, uint64_t offset);
 // The same for a promise that may be lenient.
 void broken_promise(Promise promise, const Worker* w, const Conn* c, const char* what, long long got, long long want);
 void print_state();
-void finish(Worker* w, Conn* c);  // the scripted end, when both roles are done; frees the slot
 bool out_of_operations();
 
 inline bool allowed(Operation op) { return !g_config.skip[op]; }
 void count(Worker* w, Operation op);
+
+// stress_peers.cc
+void init_side(Side* side, unsigned number, unsigned slots);
+void open_server(Side* side);
+void run_client(Side* side);
+void run_server(Side* side);
+void block_signals();
+void finish(Worker* w, Conn* c);  // the scripted end, when both roles are done; frees the slot
 
 // stress_work.cc
 Note* take_note();

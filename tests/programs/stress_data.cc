@@ -45,7 +45,8 @@ ssize_t send_messages(Worker* w, const Conn* c, const Call& call) {
   struct iovec parts[kParts];
   struct mmsghdr messages[kParts];
   memset(messages, 0, sizeof messages);
-  const unsigned n = cut(w, call.buffer, call.want, parts);
+  unsigned n = cut(w, call.buffer, call.want, parts);
+  while (parts[0].iov_len == 0) memmove(parts, parts + 1, --n * sizeof parts[0]);  // nothing sent would be a success
   for (unsigned i = 0; i < n; i++) {
     messages[i].msg_hdr.msg_iov = &parts[i];
     messages[i].msg_hdr.msg_iovlen = 1;
