@@ -189,7 +189,9 @@ void fill_bytes(char* to, size_t n, uint64_t key, uint64_t offset) {
   }
 }
 
-void count(Worker*, Operation op) {
+void count(Worker* w, Operation op) {
+  if (op >= kDo_poll && op <= kDo_epoll_nested) w->last_wait = op;
+  if (op <= kDo_recvmmsg || (op >= kDo_write && op <= kDo_sendfile)) w->last_call = op;
   g_totals.operations[op].fetch_add(1, std::memory_order_relaxed);
   g_totals.calls.fetch_add(1, std::memory_order_relaxed);
 }
@@ -209,7 +211,7 @@ void broken(const Worker* w, const Conn* c, const char* what, long long got, lon
   fprintf(stderr, "FAILED (at %lld ms, pid %d, seed %llu): %s: got %lld, want %lld (errno %d: %s)\n", static_cast<long long>(now_ms()), getpid(),
           static_cast<unsigned long long>(g_config.seed), what, got, want, error, strerror(error));
   if (c != nullptr) print_conn(c);
-  if (w != nullptr && w->note != nullptr) fprintf(stderr, "  thread %d %s, %s\n", w->note->tid.load(), w->note->what.load(), w->note->way == kSend ? "send" : "receive");
+  if (w != nullptr && w->note != nullptr) fprintf(stderr, "  thread %d %s, %s; last wait %s, last call %s\n", w->note->tid.load(), w->note->what.load(), w->note->way == kSend ? "send" : "receive", kOperationNames[w->last_wait], kOperationNames[w->last_call]);
   fprintf(stderr, "everything:\n");
   print_state();
   fflush(nullptr);

@@ -123,6 +123,7 @@ struct Worker {
   bool signals = true;         // handlers may interrupt this thread
   bool promised[2] = {};       // a level-triggered wait has just said ready: EAGAIN would be a lie
   int pipe[2] = {-1, -1};
+  Operation last_wait = kDo_pause, last_call = kDo_pause;  // for messages
 
   uint64_t below(uint64_t n) { return random.next() % n; }
   bool one_in(uint64_t n) { return below(n) == 0; }

@@ -89,7 +89,11 @@ bool by_epoll(Worker* w, Conn* c, Way way, int timeout_ms, Operation op) {
   const int n = checked(w, c, epoll_wait(c->epoll, got, w->one_in(2) ? 1 : 2, timeout_ms), timeout_ms, "epoll_wait");
   if (n == 0) return false;
   const uint32_t possible = (events & ~(EPOLLET | EPOLLONESHOT)) | EPOLLERR | EPOLLHUP;
-  if (n != 1 || got[0].data.u64 != c->generation) broken(w, c, "epoll_wait's events", n, 1);
+  if (n != 1) broken(w, c, "epoll_wait's number of events", n, 1);
+  if (got[0].data.u64 != c->generation) {
+    fprintf(stderr, "events %x of a connection's own epoll set\n", got[0].events);
+    broken(w, c, "epoll_wait's data", static_cast<long long>(got[0].data.u64), c->generation);
+  }
   if (got[0].events == 0 || (got[0].events & ~possible) != 0) broken(w, c, "epoll_wait's events", got[0].events, possible);
   c->role[way].drained = false;
   return true;
