@@ -187,6 +187,16 @@ ssize_t receive_call(Worker* w, const Conn* c, const Call& call) {
   }
 }
 
+// Where in the stream the wrong bytes are from: a hole, a repetition, or none of this stream's at all.
+void say_origin(const char* got, size_t n, uint64_t key, uint64_t limit) {
+  const size_t length = n < 16 ? n : 16;
+  char want[16];
+  for (uint64_t at = 0; length >= 8 && at + length <= limit; at++) {
+    fill_bytes(want, length, key, at);
+    if (memcmp(got, want, length) == 0) fprintf(stderr, "these are the bytes of offset %llu\n", static_cast<unsigned long long>(at));
+  }
+}
+
 void check_bytes(const Worker* w, const Conn* c, const char* got, size_t n, uint64_t offset) {
   char want[4096];
   const uint64_t key = c->plan.key[1 - c->side_number];
@@ -198,6 +208,7 @@ void check_bytes(const Worker* w, const Conn* c, const char* got, size_t n, uint
       while (got[at + i] == want[i]) i++;
       fprintf(stderr, "byte %llu (%zu of %zu in this call) is %02x, not %02x\n", static_cast<unsigned long long>(offset + at + i),
               at + i, n, static_cast<unsigned char>(got[at + i]), static_cast<unsigned char>(want[i]));
+      say_origin(got + at + i, n - at - i, key, c->plan.send_limit[1 - c->side_number]);
       broken(w, c, "wrong byte at offset", static_cast<long long>(offset + at + i), 0);
     }
     at += step;

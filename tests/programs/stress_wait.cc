@@ -86,6 +86,7 @@ bool by_epoll(Worker* w, Conn* c, Way way, int timeout_ms, Operation op) {
     timeout_ms = 0;
   }
   struct epoll_event got[2];
+  memset(got, 0xEE, sizeof got);  // shows an event that was counted but not written
   const int n = checked(w, c, epoll_wait(c->epoll, got, w->one_in(2) ? 1 : 2, timeout_ms), timeout_ms, "epoll_wait");
   if (n == 0) return false;
   const uint32_t possible = (events & ~(EPOLLET | EPOLLONESHOT)) | EPOLLERR | EPOLLHUP;
