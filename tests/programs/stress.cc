@@ -2,7 +2,8 @@
 // stress server|client|both: see stress.h. Prints SEED, at the end what was done, and EXIT-SUCCESS; a failure prints all connections.
 //
 // --seed=N (both ends the same) --seconds=N --ops=N --connections=N (at once) --workers=N --loops=N --max-bytes=N (per direction)
-// --max-chunk=N --patience=N (seconds without progress that are a hang) --classes=dpl (dedicated, pooled, loop) --skip=name,name
+// --max-chunk=N --patience=N (seconds without progress that are a hang) --classes=dpl (dedicated, pooled, loop)
+// --ends=hclus (half-close, close, linger, unread, shutdown both) --skip=name,name
 // --lenient=name,name (see Promise)
 // --forks=0|1 --signals=0|1 --revoke=0|1 (what forces streams back to TCP) --hang-wait=N (seconds for a debugger before the abort)
 #include "stress.h"
@@ -36,9 +37,16 @@ uint64_t random_length(Random* random) {
   return 2 + random->next() % (limit < g_config.max_bytes ? limit : g_config.max_bytes);
 }
 
+// --ends: a letter for each kind, as likely as it is there.
 EndKind random_end(Random* random) {
-  static const EndKind kKinds[] = {kHalfClose, kHalfClose, kHalfClose, kClose, kClose, kClose, kLinger, kUnread, kUnread, kShutBoth};
-  return kKinds[random->next() % (sizeof kKinds / sizeof kKinds[0])];
+  const char letter = g_config.ends[random->next() % strlen(g_config.ends)];
+  switch (letter) {
+    case 'h': return kHalfClose;
+    case 'c': return kClose;
+    case 'l': return kLinger;
+    case 'u': return kUnread;
+    default: return kShutBoth;
+  }
 }
 
 void print_conn(const Conn* c) {
@@ -119,12 +127,13 @@ void parse(const Options& o) {
   g_config.max_chunk = static_cast<size_t>(o.number("max-chunk", 300000));
   g_config.patience_s = o.number("patience", 20);
   g_config.classes = o.text("classes", "dpl");
+  g_config.ends = o.text("ends", "hhhcccluus");
   g_config.revoke = o.number("revoke", 0) != 0;
   g_config.signals = o.number("signals", 1) != 0;
   g_config.forks = o.number("forks", 1) != 0;
   parse_names(o.text("skip", ""), kOperationNames, g_config.skip);
   parse_names(o.text("lenient", ""), kPromiseNames, g_config.lenient);
-  CHECK(g_config.connections > 0 && g_config.workers > 0 && g_config.loops > 0 && strspn(g_config.classes, "dpl") > 0);
+  CHECK(g_config.connections > 0 && g_config.workers > 0 && g_config.loops > 0 && strspn(g_config.classes, "dpl") > 0 && strspn(g_config.ends, "hclus") > 0);
 }
 
 std::atomic<unsigned> g_signals_handled;

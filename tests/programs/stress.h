@@ -157,6 +157,7 @@ struct Config {
   uint64_t max_ops, max_bytes;
   size_t max_chunk;
   const char* classes;
+  const char* ends;
   bool revoke, signals, forks;
   bool skip[kOperations], lenient[kPromises];
 };
