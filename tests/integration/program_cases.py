@@ -17,6 +17,18 @@ CASES = {
     "semantics_epoll": (
         "level edge edge_out oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
     ).split(),
+    "semantics_epoll_sets": (
+        "modify add_late again codes fault data two_sets two_numbers closed_number reuse close_set exclusive listener"
+        " fork_child fork_parent fork_closes"
+    ).split(),
+    "semantics_epoll_masks": (
+        "half_close own_shutdown shut_read peer_closes reset reset_so_error unmasked edges once writable in_and_out timeouts"
+        " masks"
+    ).split(),
+    "semantics_epoll_fair": (
+        "level edge kernel_beside_busy stream_beside_busy edge_one_thread once_one_thread stress_level stress_edge stress_once"
+    ).split(),
+    "semantics_epoll_nested": "poll poll_out poll_edge poll_beside level asleep edge deep mixed closed".split(),
     "semantics_revoke": "exec pass stdio splice urgent full".split(),
 }
 
@@ -30,6 +42,7 @@ BEYOND = {
 # Make no sense with both ends in one process: they close the other end's descriptors, or a forked child keeps them open.
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
+    "fork_child", "fork_parent", "fork_closes",
 }  # fmt: skip
 
 # Both ends preloaded, unusual settings: the smallest ring, an upgrade at the first chance, a guard that faults on every access
