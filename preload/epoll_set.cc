@@ -5,11 +5,13 @@
 #include <errno.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 
 #include "preload/assert.h"
 #include "preload/epoll_tag.h"
 #include "preload/fd_table.h"
 #include "preload/rendezvous.h"
+#include "shm/raw_syscall.h"
 
 namespace mpklink {
 namespace {
@@ -45,7 +47,7 @@ EpollMember* make_member() {
   EpollMember* m = g_free_members;
   g_free_members = m->ready_next;
   m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
-  m->managed = m->ready = m->disabled = m->slow = m->wants_space = false;
+  m->managed = m->ready = m->disabled = m->slow = m->wants_space = m->kernel_in = m->kernel_out = false;
   return m;
 }
 
@@ -203,7 +205,7 @@ int add_managed(EpollSet* set, Stream* s, int fd, const epoll_event& event) {
   link_member(s, m);
   set->managed_members.fetch_add(1);
   if (!listen_to(set, s)) set_slow(set, m, true);
-  push_ready(set, m);
+  renew(set, m);
   nudge(set);
   return 0;
 }
@@ -237,13 +239,20 @@ int modify(EpollSet* set, Stream* s, EpollMember* m, epoll_event* event) {
   m->data = event->data.u64;
   m->disabled = false;
   if (m->managed) {
-    push_ready(set, m);  // re-arms: what is ready now is told again
+    renew(set, m);  // re-arms: what is ready now is told again
     nudge(set);
   }
   return 0;
 }
 
+// What the kernel takes along with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS in fs/eventpoll.c).
+constexpr std::uint32_t kExclusiveBits = EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+
 int control(EpollSet* set, int op, int fd, Stream* s, epoll_event* event) {
+  if (op == EPOLL_CTL_ADD && (event->events & EPOLLEXCLUSIVE) && (event->events & ~kExclusiveBits)) {
+    errno = EINVAL;
+    return -1;
+  }
   EpollMember* m = find_member(set, s, fd);
   switch (op) {
     case EPOLL_CTL_ADD:
@@ -286,7 +295,7 @@ bool manage_member(EpollSet* set, Stream* s, EpollMember* m) {
   }
   m->managed = true;
   set->managed_members.fetch_add(1);
-  push_ready(set, m);
+  renew(set, m);
   nudge(set);
   return true;
 }
@@ -366,6 +375,11 @@ void push_ready(EpollSet* set, EpollMember* m) {
   set->ready_tail = m;
 }
 
+void renew(EpollSet* set, EpollMember* m) {
+  m->causes = ~std::uint32_t{0};
+  push_ready(set, m);
+}
+
 void remove_ready(EpollSet* set, EpollMember* m) {
   if (!m->ready) return;
   m->ready = false;
@@ -424,11 +438,25 @@ void forget_epoll_fd(EpollSet* set, int fd) {
   }
 }
 
+namespace {
+
+// False, with errno as epoll_ctl(2) for such an epfd. An address that is never mapped: if there are events none is taken
+// (EFAULT), if there are none the answer is 0 (ep_send_events in fs/eventpoll.c).
+bool is_epoll(int epfd) {
+  const long result = raw_syscall(SYS_epoll_wait, epfd, sizeof(epoll_event), 1, 0);
+  if (result >= 0 || result == -EFAULT) return true;
+  errno = static_cast<int>(-result);
+  return false;
+}
+
+}  // namespace
+
 int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
   if (state_of(s) == State::kPlain && op != EPOLL_CTL_DEL) return kUnhandled;
   if (event == nullptr && op != EPOLL_CTL_DEL) return kUnhandled;  // EFAULT
   EpollSet* set = fd_table().epoll(epfd);
   if (set == nullptr) {
+    if (!is_epoll(epfd)) return -1;
     // An epoll descriptor we did not see made (inherited over exec). Somebody may be asleep in it uncounted.
     set = make_epoll_set(epfd);
     if (set == nullptr) {
@@ -512,7 +540,7 @@ void refresh_members(Stream* s) {
     EpollMember* m = members[i];
     with_set_of(m, s, [&](EpollSet* set) {
       if (!m->managed) return true;
-      push_ready(set, m);
+      renew(set, m);
       nudge(set);
       return true;
     });

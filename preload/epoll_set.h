@@ -31,6 +31,12 @@ struct EpollMember {
   bool disabled;  // one-shot, has fired
   bool wants_space;  // its ring was full at the last look
   bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
+  bool kernel_in, kernel_out;  // the kernel said so since the last look
+  // What counts as an edge since the last look. A bit on the board or an edge of the idle TCP socket only say "look".
+  std::uint32_t causes;       // EPOLL*: to be told if true, whether anything moved or not (added, modified, path moved)
+  std::uint32_t seen_sticky;
+  std::uint64_t seen_tail;    // of the incoming ring
+  std::uint64_t seen_head;    // of the outgoing ring: behind it by a whole ring means it was full in between
   std::uint32_t index;
   EpollMember* ready_next;
   EpollMember* ready_previous;
@@ -55,6 +61,7 @@ struct EpollSet {
   std::uint64_t kernel_asked_tsc;
   bool wants_space;                   // the last look left a wish for space in a full ring
   bool rings_first;                   // the kernel's descriptors filled the last answer
+  bool kernel_has_more;               // the last answer was full, and some of it was the kernel's
   Atomic<std::uint32_t> gap_ns;       // learnt: how long it usually waits (spin policy)
 };
 

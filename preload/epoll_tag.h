@@ -17,8 +17,9 @@ inline bool is_tag(std::uint64_t data) { return (data & ~kTagIndexMask) == tag_p
 
 EpollMember* member_at(std::uint32_t index);  // null: no such member was ever made
 
-// set->lock held.
+// set->lock held. On the ready list, members wait for a look; `renew`: what is true then is an edge.
 void push_ready(EpollSet* set, EpollMember* m);
+void renew(EpollSet* set, EpollMember* m);
 void remove_ready(EpollSet* set, EpollMember* m);
 void push_slow_members(EpollSet* set);
 void push_members_without_space(EpollSet* set);

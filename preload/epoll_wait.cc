@@ -6,6 +6,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/epoll_tag.h"
+#include "preload/fd_table.h"
 #include "preload/readiness.h"
 #include "preload/spin.h"
 #include "preload/wait.h"
@@ -33,10 +34,48 @@ void take_bits(EpollSet* set) {
   });
 }
 
+constexpr std::uint32_t kReads = EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+constexpr std::uint32_t kWrites = EPOLLOUT | EPOLLWRNORM;
+constexpr std::uint32_t kEverything = ~std::uint32_t{0};
+
+// What moved in the rings since the last look. Gate open; before the look itself, so that what arrives meanwhile counts the
+// next time, too. Only compared, never used: the peer may write here what it likes.
+void note_ring_causes(EpollMember* m) {
+  Stream* s = m->stream;
+  if (s->channel == nullptr) {
+    m->causes = kEverything;
+    return;
+  }
+  const std::uint64_t tail = incoming(s).producer.tail.load_acquire();  // SYNC: tail published
+  if (tail != m->seen_tail) m->causes |= kReads;
+  if (m->wants_space || s->core->producer.tail.load_relaxed() - m->seen_head >= s->capacity) m->causes |= kWrites;  // relaxed: a look
+  m->seen_tail = tail;
+  m->seen_head = outgoing(s).consumer.head.load_relaxed();  // relaxed: a look
+  // Room in the TCP socket means nothing while the ring takes the bytes.
+  const bool tcp = static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kRing;  // relaxed: a look
+  if (m->kernel_out && (tcp || s->send_over_tcp.load_relaxed())) m->causes |= kWrites;  // relaxed: a look
+  m->kernel_out = false;
+}
+
+// And in the kernel: FIN, reset, bytes over TCP. Each member counts for itself; the stream's own notes are everybody's.
+void note_kernel_causes(EpollMember* m) {
+  const std::uint32_t sticky = m->stream->sticky.load_relaxed();  // relaxed: a look
+  const std::uint32_t fresh = sticky & ~m->seen_sticky;
+  if (fresh & kStickyRdhup) m->causes |= kReads;
+  if (fresh & (kStickyHup | kStickyErr)) m->causes = kEverything;
+  if (m->kernel_in && !(m->seen_sticky & kStickyRdhup)) m->causes |= kReads;  // after FIN each edge says IN
+  m->kernel_in = false;
+  m->seen_sticky = sticky;
+}
+
 // Tells of one member and moves it where the kernel would: out of the list (edge, one-shot) or to its end (level).
 bool tell(EpollSet* set, EpollMember* m, std::uint32_t events, epoll_event* out) {
-  const std::uint32_t shown = events & (m->events | EPOLLERR | EPOLLHUP);
-  if (shown == 0) return false;
+  note_kernel_causes(m);
+  const std::uint32_t interest = m->events | EPOLLERR | EPOLLHUP;
+  const bool moved = (m->causes & interest & (kReads | kWrites | EPOLLERR | EPOLLHUP)) != 0;
+  m->causes = 0;
+  const std::uint32_t shown = events & interest;
+  if (shown == 0 || ((m->events & EPOLLET) && !moved)) return false;
   out->events = shown;
   out->data.u64 = m->data;
   if (m->events & EPOLLONESHOT) {
@@ -45,6 +84,15 @@ bool tell(EpollSet* set, EpollMember* m, std::uint32_t events, epoll_event* out)
     push_ready(set, m);
   }
   return true;
+}
+
+// A registration outlives its number while a duplicate keeps the stream open.
+int number_of(const EpollMember* m) {
+  if (fd_table().stream(m->fd) == m->stream) return m->fd;
+  for (int fd = 0; fd <= fd_table().highest(); ++fd) {
+    if (fd_table().stream(fd) == m->stream) return fd;
+  }
+  return -1;
 }
 
 // Looks at the ready list. Members of which a direction is on TCP need the kernel's word and are looked at with the gate
@@ -70,6 +118,7 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
       EpollMember* const next = m == last ? nullptr : m->ready_next;
       remove_ready(set, m);
       if (!m->disabled) {
+        note_ring_causes(m);
         const Readiness r = ring_readiness(m->stream, m->events);
         const bool full = (m->events & EPOLLOUT) && !((r.events | r.ask_kernel) & EPOLLOUT);
         m->wants_space = full;
@@ -90,7 +139,7 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
       push_ready(set, m);
       continue;
     }
-    const std::uint32_t kernel = kernel_readiness(m->stream, m->fd, known[i].ask_kernel);
+    const std::uint32_t kernel = kernel_readiness(m->stream, number_of(m), known[i].ask_kernel);
     if (tell(set, m, known[i].events | kernel, &events[n])) ++n;
   }
   return n;
@@ -121,6 +170,8 @@ int filter(EpollSet* set, epoll_event* events, int n) {
     EpollMember* m = member_at(static_cast<std::uint32_t>(index));
     if (m == nullptr || m->set != set || !m->managed) continue;  // closed since, or the child's of a fork
     note_kernel_events(m->stream, events[i].events);
+    m->kernel_in = m->kernel_in || (events[i].events & EPOLLIN);
+    m->kernel_out = m->kernel_out || (events[i].events & EPOLLOUT);
     push_ready(set, m);
   }
   return kept;
@@ -146,7 +197,7 @@ int ask_kernel(EpollSet* set, epoll_event* events, int max, const sigset_t* mask
 }
 
 bool kernel_due(const EpollSet* set) {
-  return set->calls_since_kernel >= kCallsBeforeKernel || __rdtsc() - set->kernel_asked_tsc > kCyclesBeforeKernel;
+  return set->kernel_has_more || set->calls_since_kernel >= kCallsBeforeKernel || __rdtsc() - set->kernel_asked_tsc > kCyclesBeforeKernel;
 }
 
 bool bits_waiting(EpollSet* set) {
@@ -254,7 +305,10 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
   }
   if (n == 0 && set->wants_space) look_for_space(set);
   const int kept = filter(set, events, n);
-  return kept + collect(set, events + kept, max - kept);
+  const int told = kept + collect(set, events + kept, max - kept);
+  set->rings_first = kept == max;
+  set->kernel_has_more = kept > 0 && told == max;
+  return told;
 }
 
 // More is ready than this call told, and other threads sleep in the set: the kernel wakes the next one, so do we.
@@ -279,6 +333,7 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
       const int of_kernel = ask_kernel(set, events + n, maxevents - n, mask);
       if (of_kernel < 0 && n == 0) return of_kernel;
       if (of_kernel > 0) n += of_kernel;
+      set->kernel_has_more = of_kernel > 0 && n == maxevents;
       asked = true;
     }
     if (due) set->rings_first = n == maxevents && !rings_went_first;

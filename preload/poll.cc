@@ -161,8 +161,8 @@ bool PollCall::look() {
     const Readiness r = ring_readiness(entries_[i].stream, interest);
     const std::uint32_t shown = r.events & (interest | EPOLLERR | EPOLLHUP);
     fds_[i].revents = static_cast<short>(shown);
-    std::uint32_t ask = interest & (EPOLLIN | EPOLLRDHUP | EPOLLPRI);
-    if (r.ask_kernel & EPOLLOUT) ask |= EPOLLOUT;
+    std::uint32_t ask = interest & (EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLPRI);
+    if (r.ask_kernel & EPOLLOUT) ask |= interest & (EPOLLOUT | EPOLLWRNORM);
     kernel_[i].events = static_cast<short>(ask);
     if (shown != 0) ready = true;
   }

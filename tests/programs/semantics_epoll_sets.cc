@@ -97,6 +97,9 @@ void codes_server(int fd, const Sync& sync) {
   CHECK_ERRNO(e.control(EPOLL_CTL_ADD, directory, EPOLLIN, 0), EPERM);
   struct epoll_event event = {};
   CHECK_ERRNO(epoll_ctl(fd, EPOLL_CTL_ADD, e.fd(), &event), EINVAL);  // not an epoll descriptor
+  const int other = s.more();
+  CHECK_ERRNO(epoll_ctl(fd, EPOLL_CTL_ADD, s.fd(other), &event), EINVAL);
+  CHECK_ERRNO(epoll_ctl(regular, EPOLL_CTL_ADD, fd, &event), EINVAL);
   CHECK_ERRNO(epoll_ctl(-1, EPOLL_CTL_ADD, fd, &event), EBADF);
   CHECK_ERRNO(e.control(EPOLL_CTL_ADD, -1, EPOLLIN, 0), EBADF);
   CHECK_ERRNO(e.control(EPOLL_CTL_ADD, e.fd(), EPOLLIN, 0), EINVAL);
