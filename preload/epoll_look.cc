@@ -132,6 +132,7 @@ void hear_peers(EpollSet* set) {
 // Whether something on the ready list would be told now. What would not leaves the list, as in the kernel's ep_poll.
 bool any_ready(EpollSet* set) {
   if (set->slow_members.load_relaxed() != 0) push_slow_members(set);  // relaxed: under set->lock
+  push_links(set);  // a level-triggered one is not in `under`
   if (set->wants_space) {
     set->wants_space = false;
     push_members_without_space(set);

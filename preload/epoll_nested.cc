@@ -6,7 +6,8 @@
 // taking an event of the program's descriptors. What the set would tell is then known exactly: the ready list, looked at but not
 // told (set_shows), and what poll says of the program's instance once `under` is empty. Whoever watches is woken by the kernel as
 // before and asks set_shows before it believes it: poll and select directly, an outer set through a member like that of a stream
-// (`inner`), registered edge-triggered with our tag.
+// (`inner`), registered with our tag: level-triggered in the program's instance when it is level-triggered for the program (the
+// kernel allows five sets in each other, so `under` must not add one for each), otherwise as a stream is.
 #include <errno.h>
 
 #include "preload/epoll_set.h"
@@ -25,6 +26,18 @@ EpollMember* find_link(const EpollSet* set, const EpollSet* inner, int fd) {
   return found;
 }
 
+// Registered in the program's instance: nothing lingers there when the inner set has nothing.
+bool plain_link(const EpollMember* m) {
+  return m->inner != nullptr && !(m->events & (EPOLLET | EPOLLONESHOT)) && (m->events & (EPOLLIN | EPOLLRDNORM));
+}
+
+int register_link(EpollSet* set, const EpollMember* m) {
+  epoll_event event = managed_registration(m);
+  if (!plain_link(m)) return real().epoll_ctl(own_instance(set), EPOLL_CTL_ADD, m->fd, &event);
+  event.events = EPOLLIN;
+  return real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &event);
+}
+
 int add_link(EpollSet* set, EpollSet* inner, int fd, const epoll_event& event) {
   EpollMember* m = make_member();
   if (m == nullptr) {
@@ -36,8 +49,7 @@ int add_link(EpollSet* set, EpollSet* inner, int fd, const epoll_event& event) {
   m->fd = fd;
   m->events = event.events;
   m->data = event.data.u64;
-  epoll_event registration = managed_registration(m);
-  if (real().epoll_ctl(own_instance(set), EPOLL_CTL_ADD, fd, &registration) != 0) {
+  if (register_link(set, m) != 0) {
     free_member(m);
     return -1;
   }
@@ -53,9 +65,14 @@ int modify_link(EpollSet* set, EpollMember* m, const epoll_event& event) {
     errno = EINVAL;
     return -1;
   }
+  const EpollMember before = *m;
   m->events = event.events;
   m->data = event.data.u64;
   m->disabled = false;
+  if (plain_link(m) != plain_link(&before)) {
+    drop_registration(set, m->fd);
+    if (register_link(set, m) != 0) return -1;
+  }
   renew(set, m);
   return 0;
 }
@@ -80,7 +97,9 @@ int control_link(EpollSet* set, int op, int fd, EpollSet* inner, epoll_event* ev
 
 // Our registrations leave the program's instance. set->lock held.
 void move_under(EpollSet* set) {
-  if (set->poller == kNoPoller && set->managed_members.load_relaxed() == 0) return;  // relaxed: under set->lock
+  std::uint32_t plain = 0;
+  for_each_link(set, [&](EpollMember* m) { plain += plain_link(m); });
+  if (set->poller == kNoPoller && set->managed_members.load_relaxed() == plain) return;  // relaxed: under set->lock
   const int under = own_instance(set);
   if (under == set->epfd) return;
   if (set->poller != kNoPoller) {
@@ -93,13 +112,13 @@ void move_under(EpollSet* set) {
   }
   for (std::uint32_t i = 0; i < member_count(); ++i) {
     EpollMember* m = member_at(i);
-    if (m->set != set || !m->managed) continue;
+    if (m->set != set || !m->managed || plain_link(m)) continue;
     // A number that names something else by now: the registration stays, and may show outside once too often.
     const bool named = m->inner != nullptr ? fd_table().epoll(m->fd) == m->inner : fd_table().stream(m->fd) == m->stream;
     epoll_event event = managed_registration(m);
-    if (named && real().epoll_ctl(set->epfd, EPOLL_CTL_DEL, m->fd, nullptr) == 0) {
-      real().epoll_ctl(under, EPOLL_CTL_ADD, m->fd, &event);
-    }
+    if (!named || real().epoll_ctl(set->epfd, EPOLL_CTL_DEL, m->fd, nullptr) != 0) continue;
+    if (real().epoll_ctl(under, EPOLL_CTL_ADD, m->fd, &event) == 0) continue;
+    real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &event);
   }
 }
 
