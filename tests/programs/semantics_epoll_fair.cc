@@ -164,7 +164,7 @@ void stream_beside_busy_server(int fd, const Sync& sync) {
 
 struct Worker {
   const Epoll* epoll;
-  int tells;  // under the joins
+  int* tells;  // of all threads
 };
 
 // Counts what it is told until the end is told (data 99), which it leaves there for the others.
@@ -174,7 +174,7 @@ void* count_tells(void* argument) {
     struct epoll_event got;
     CHECK_EQ(epoll_wait(w->epoll->fd(), &got, 1, 10000), 1);
     if (got.data.u64 == 99) return nullptr;
-    w->tells++;
+    __atomic_add_fetch(w->tells, 1, __ATOMIC_SEQ_CST);
   }
 }
 
@@ -187,28 +187,25 @@ void one_thread_server(int fd, const Sync& sync) {
   e.add(fd, EPOLLIN | mode, 0);
   const int stop = eventfd(0, 0);
   e.add(stop, EPOLLIN, 99);
-  Worker workers[kThreads] = {};
+  int tells = 0;
+  Worker worker = {&e, &tells};
   pthread_t threads[kThreads];
-  for (int i = 0; i < kThreads; i++) {
-    workers[i] = {&e, 0};
-    threads[i] = start_thread(count_tells, &workers[i]);
-  }
+  for (pthread_t& t : threads) t = start_thread(count_tells, &worker);
   constexpr int kMessages = 10;
   for (int i = 0; i < kMessages; i++) {
-    sleep_ms(20);  // asleep again
+    sleep_ms(10);  // asleep again
     s.send(10);
+    const int64_t deadline = now_ms() + 5000;
+    while (__atomic_load_n(&tells, __ATOMIC_SEQ_CST) == i && now_ms() < deadline) sleep_ms(1);
     sleep_ms(10);
+    CHECK_EQ(__atomic_load_n(&tells, __ATOMIC_SEQ_CST), i + 1);
     s.take(10);
     if (mode & EPOLLONESHOT) CHECK_EQ(e.control(EPOLL_CTL_MOD, fd, EPOLLIN | mode, 0), 0);
   }
   sleep_ms(20);
   const uint64_t one = 1;
   CHECK_EQ(write(stop, &one, sizeof one), sizeof one);
-  int tells = 0;
-  for (int i = 0; i < kThreads; i++) {
-    join_thread(threads[i]);
-    tells += workers[i].tells;
-  }
+  for (const pthread_t t : threads) join_thread(t);
   CHECK_EQ(tells, kMessages);
   close(stop);
 }

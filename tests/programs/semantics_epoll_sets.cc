@@ -258,8 +258,8 @@ void reuse_server(int fd, const Sync& sync) {
   const Epoll e;
   for (int round = 0; round < 3; round++) {
     const int i = s.more();
-    const int number = s.fd(i);
-    if (round > 0) CHECK_EQ(number, s.fd(1));
+    const int number = s.fd(1);
+    s.renumber(i, number);  // with both ends in one process the kernel may have chosen another
     e.add(number, EPOLLIN | (round == 1 ? EPOLLET : 0u), static_cast<uint64_t>(round) + 1);
     CHECK_ERRNO(e.control(EPOLL_CTL_ADD, number, EPOLLIN, 0), EEXIST);
     s.send(10, i);
