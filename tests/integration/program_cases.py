@@ -18,7 +18,7 @@ CASES = {
         "level edge edge_out oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
     ).split(),
     "semantics_epoll_sets": (
-        "modify add_late again codes fault data two_sets two_numbers closed_number reuse close_set exclusive listener"
+        "modify add_late again codes fault data two_sets two_numbers closed_number number_reused close_set exclusive listener"
         " fork_child fork_parent fork_closes"
     ).split(),
     "semantics_epoll_masks": (
@@ -39,10 +39,11 @@ BEYOND = {
     *(("semantics_revoke", case) for case in CASES["semantics_revoke"]),
 }  # fmt: skip
 
-# Make no sense with both ends in one process: they close the other end's descriptors, or a forked child keeps them open.
+# Make no sense with both ends in one process: they close the other end's descriptors, a forked child keeps them open, or the other end
+# takes the number that was closed.
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
-    "fork_child", "fork_parent", "fork_closes",
+    "fork_child", "fork_parent", "fork_closes", "number_reused",
 }  # fmt: skip
 
 # Both ends preloaded, unusual settings: the smallest ring, an upgrade at the first chance, a guard that faults on every access

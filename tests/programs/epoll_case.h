@@ -96,13 +96,6 @@ class Streams {
   void more_up_to(int count) {
     while (count_ < count) more();
   }
-  // Stream i under the free number `fd`.
-  void renumber(int i, int fd) {
-    if (fds_[i] == fd) return;
-    CHECK_EQ(dup2(fds_[i], fd), fd);
-    CHECK_EQ(close(fds_[i]), 0);
-    fds_[i] = fd;
-  }
   int count() const { return count_; }
   int fd(int i = 0) const { return fds_[i]; }
 
