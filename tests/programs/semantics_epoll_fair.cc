@@ -160,6 +160,30 @@ void stream_beside_busy_server(int fd, const Sync& sync) {
   for (const int one : events) close(one);
 }
 
+void now_server(int fd, const Sync& sync) {
+  // An array of one and no time to wait: what is ready is told, whatever else goes on in the set.
+  constexpr int kCount = 5;
+  Streams s(fd, sync);
+  s.more_up_to(kCount);
+  const int event = eventfd(1, 0);
+  for (int round = 0; round < 5; round++) {
+    const Epoll e;
+    for (int i = 0; i < kCount; i++) e.add(s.fd(i), EPOLLIN | (round % 2 ? EPOLLET : 0u), static_cast<uint64_t>(i));
+    e.add(event, EPOLLIN, 20);
+    struct epoll_event got;
+    for (int call = 0; call < 5; call++) {
+      CHECK_EQ(epoll_wait(e.fd(), &got, 1, 0), 1);
+      CHECK_EQ(got.data.u64, 20);
+    }
+    s.send(1, round);
+    CHECK(calls_until(e, static_cast<uint32_t>(round), 1) <= kPatience);
+    s.take(1, round);
+    CHECK_EQ(epoll_wait(e.fd(), &got, 1, 0), 1);
+    CHECK_EQ(got.data.u64, 20);
+  }
+  close(event);
+}
+
 // ---- threads -----------------------------------------------------------------------------------------------------------
 
 struct Worker {
@@ -321,6 +345,7 @@ const Case kCases[] = {
     {"edge", edge_server, told_client},
     {"kernel_beside_busy", kernel_beside_busy_server, told_client},
     {"stream_beside_busy", stream_beside_busy_server, told_client},
+    {"now", now_server, told_client},
     {"edge_one_thread", one_thread_server<EPOLLET>, told_client},
     {"once_one_thread", one_thread_server<EPOLLONESHOT>, told_client},
     {"stress_level", stress_server<0>, stress_client},

@@ -489,6 +489,33 @@ void fork_closes_server(int fd, const Sync& sync) {
   e.quiet();
 }
 
+void fork_polls_server(int fd, const Sync& sync) {
+  // The child looks into the set all the time and reads nothing: the parent, asleep in the same set, is told all the same.
+  Streams s(fd, sync);
+  const Epoll e;
+  e.add(fd, EPOLLIN);
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    close(ends[1]);
+    struct epoll_event got;
+    struct pollfd parent = {ends[0], POLLIN, 0};
+    while (poll(&parent, 1, 0) == 0) CHECK(epoll_wait(e.fd(), &got, 1, 1) >= 0);
+    _exit(0);
+  }
+  close(ends[0]);
+  for (int round = 0; round < 20; round++) {
+    s.send_later(10);
+    CHECK_EQ(e.wait(fd), EPOLLIN);
+    s.acked();
+    s.take(10);
+  }
+  close(ends[1]);
+  end_child(child);
+}
+
 const Case kCases[] = {
     {"modify", modify_server, told_client},
     {"add_late", add_late_server, told_client},
@@ -506,6 +533,7 @@ const Case kCases[] = {
     {"fork_child", fork_child_server, told_client},
     {"fork_parent", fork_parent_server, told_client},
     {"fork_closes", fork_closes_server, told_client},
+    {"fork_polls", fork_polls_server, told_client},
 };
 
 }  // namespace
