@@ -117,7 +117,8 @@ int mpklink_epoll_ctl(int epfd, int op, int fd, struct epoll_event* event) noexc
     const int result = epoll_ctl_stream(epfd, op, fd, s, event);
     if (result != kUnhandled) return result;
   } else if (EpollSet* inner = fd_table().epoll(fd)) {
-    if (op == EPOLL_CTL_ADD) mark_nested(inner);
+    const int result = epoll_ctl_set(epfd, op, fd, inner, event);
+    if (result != kUnhandled) return result;
   }
   return real().epoll_ctl(epfd, op, fd, event);
 }

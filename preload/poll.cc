@@ -24,6 +24,7 @@ constexpr std::int64_t kOrphanLookNs = 50000000;  // waiting for space: a peer t
 
 struct Entry {
   Stream* stream;
+  EpollSet* set;   // instead
   bool pinned;     // managed with a channel; otherwise counted in kernel_calls
   bool give_back;  // the peer wants back what is unread
 };
@@ -80,6 +81,9 @@ class PollCall {
   static void cancelled(void* self);
   bool look();
   void answer();
+  bool look_at_rings();
+  short shown_of_set(nfds_t i) const;
+  void cap_by_sets(std::int64_t* cap) const;
   void listen();
   int ask(const timespec* timeout, const sigset_t* mask, nfds_t count);
   int ask_now(const sigset_t* mask);
@@ -99,6 +103,7 @@ class PollCall {
   bool fresh_ = false;
   bool wants_space_ = false;
   bool answers_due_ = false;
+  bool has_sets_ = false;
 };
 
 // Managed streams with a channel are pinned; streams still on their way are counted, so that no upgrade step overtakes a
@@ -106,11 +111,14 @@ class PollCall {
 void PollCall::enter() {
   for (nfds_t i = 0; i < n_; ++i) {
     kernel_[i] = {fds_[i].fd, fds_[i].events, 0};
-    entries_[i] = {fd_table().stream(fds_[i].fd), false, false};
+    entries_[i] = {fd_table().stream(fds_[i].fd), nullptr, false, false};
     Stream* s = entries_[i].stream;
     if (s == nullptr) {
       EpollSet* set = fd_table().epoll(fds_[i].fd);
-      if (set != nullptr && locks_held_here() == 0) mark_nested(set);
+      if (set == nullptr || locks_held_here() != 0) continue;
+      mark_nested(set);
+      entries_[i].set = set;
+      has_sets_ = true;
       continue;
     }
     if (!hold(fds_[i].fd, s)) {  // closed meanwhile: the kernel will say what the number is now
@@ -156,6 +164,24 @@ void PollCall::cancelled(void* self) {
 
 // Fills the program's revents from the rings, and what the kernel must be asked. One gate. True: something is ready.
 bool PollCall::look() {
+  bool ready = look_at_rings();
+  if (!has_sets_) return ready;
+  for (nfds_t i = 0; i < n_; ++i) {
+    fds_[i].revents = static_cast<short>(fds_[i].revents | shown_of_set(i));
+    if (fds_[i].revents != 0) ready = true;
+  }
+  return ready;
+}
+
+// The kernel's word for a set with streams in it is "perhaps".
+short PollCall::shown_of_set(nfds_t i) const {
+  EpollSet* set = entries_[i].set;
+  const short reads = fds_[i].events & (POLLIN | POLLRDNORM);
+  if (set == nullptr || reads == 0 || fd_table().epoll(fds_[i].fd) != set) return 0;
+  return set_shows(set) ? reads : short{0};
+}
+
+bool PollCall::look_at_rings() {
   bool ready = false;
   const Gate gate;
   for (nfds_t i = 0; i < n_; ++i) {
@@ -167,8 +193,8 @@ bool PollCall::look() {
     if (r.give_back) answers_due_ = true;
     const std::uint32_t shown = r.events & (interest | EPOLLERR | EPOLLHUP);
     fds_[i].revents = static_cast<short>(shown);
-    std::uint32_t ask = interest & (EPOLLIN | EPOLLRDHUP | EPOLLPRI);
-    if (r.ask_kernel & EPOLLOUT) ask |= EPOLLOUT;
+    std::uint32_t ask = interest & (EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLPRI);
+    if (r.ask_kernel & EPOLLOUT) ask |= interest & (EPOLLOUT | EPOLLWRNORM);
     kernel_[i].events = static_cast<short>(ask);
     if (shown != 0) ready = true;
   }
@@ -212,6 +238,9 @@ int PollCall::merge() {
     if (entries_[i].pinned) {
       note_kernel_events(entries_[i].stream, bits(kernel_[i].revents) & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
     }
+    if (entries_[i].set != nullptr) {
+      kernel_[i].revents = static_cast<short>((kernel_[i].revents & ~(POLLIN | POLLRDNORM)) | shown_of_set(i));
+    }
     fds_[i].revents = static_cast<short>(fds_[i].revents | kernel_[i].revents);
     if (fds_[i].revents != 0) ++ready;
     kernel_[i].revents = 0;
@@ -226,9 +255,17 @@ int PollCall::ask_now(const sigset_t* mask) {
   return n < 0 ? -1 : merge();
 }
 
+void PollCall::cap_by_sets(std::int64_t* cap) const {
+  for (nfds_t i = 0; i < n_; ++i) {
+    const std::int64_t of_set = entries_[i].set != nullptr ? look_again_ns(entries_[i].set) : -1;
+    if (of_set >= 0 && (*cap < 0 || of_set < *cap)) *cap = of_set;
+  }
+}
+
 int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   std::int64_t wait_ns = left_ns;
-  const std::int64_t cap = slow_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
+  std::int64_t cap = slow_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
+  if (has_sets_) cap_by_sets(&cap);
   fresh_ = false;
   if (cap >= 0 && (wait_ns < 0 || wait_ns > cap)) wait_ns = cap;
   const timespec timeout = {wait_ns / 1000000000, wait_ns % 1000000000};
