@@ -98,6 +98,17 @@ ssize_t send_file_any(int fd, int in_fd, off64_t* offset, size_t count) {
   return call();
 }
 
+// What the flags of preadv2 and pwritev2 mean on a socket (Linux 6.18): no buffering or position to be particular about.
+constexpr int kNoSignal = 0x100, kNoAppend = 0x20;  // RWF_NOSIGNAL, RWF_NOAPPEND: newer than the headers
+
+bool message_flags(int flags, int* of_message) {
+  constexpr int kNoEffect = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND | kNoAppend;
+  *of_message = (flags & RWF_NOWAIT ? MSG_DONTWAIT : 0) | (flags & kNoSignal ? MSG_NOSIGNAL : 0);
+  if (!(flags & ~(kNoEffect | RWF_NOWAIT | kNoSignal))) return true;
+  errno = EOPNOTSUPP;
+  return false;
+}
+
 }  // namespace
 
 extern "C" {
@@ -138,6 +149,13 @@ ssize_t mpklink_readv(int fd, const struct iovec* parts, int count) {
   if (stream_of(fd) == nullptr || bad_parts(count) || total_bytes(parts, count) == 0) return real().readv(fd, parts, count);
   return receive_any(fd, parts, count, 0, [&] { return real().readv(fd, parts, count); });
 }
+// Without a position these are readv and writev; with one the kernel refuses a socket.
+ssize_t mpklink_preadv2(int fd, const struct iovec* parts, int count, off_t offset, int flags) {
+  const auto call = [&] { return real().preadv2(fd, parts, count, offset, flags); };
+  if (offset != -1 || stream_of(fd) == nullptr || bad_parts(count) || total_bytes(parts, count) == 0) return call();
+  int of_message = 0;
+  return message_flags(flags, &of_message) ? receive_any(fd, parts, count, of_message, call) : -1;
+}
 ssize_t mpklink_recvmsg(int fd, struct msghdr* message, int flags) { return receive_message_any(fd, message, flags); }
 
 ssize_t mpklink_write(int fd, const void* buf, size_t n) {
@@ -155,6 +173,12 @@ ssize_t mpklink_sendto(int fd, const void* buf, size_t n, int flags, const struc
 ssize_t mpklink_writev(int fd, const struct iovec* parts, int count) {
   if (stream_of(fd) == nullptr || bad_parts(count)) return real().writev(fd, parts, count);
   return send_any(fd, parts, count, 0, [&] { return real().writev(fd, parts, count); });
+}
+ssize_t mpklink_pwritev2(int fd, const struct iovec* parts, int count, off_t offset, int flags) {
+  const auto call = [&] { return real().pwritev2(fd, parts, count, offset, flags); };
+  if (offset != -1 || stream_of(fd) == nullptr || bad_parts(count)) return call();
+  int of_message = 0;
+  return message_flags(flags, &of_message) ? send_any(fd, parts, count, of_message, call) : -1;
 }
 ssize_t mpklink_sendmsg(int fd, const struct msghdr* message, int flags) { return send_message_any(fd, message, flags); }
 
@@ -238,3 +262,7 @@ MPKLINK_EXPORT(recvmmsg)
 MPKLINK_EXPORT(sendmmsg)
 MPKLINK_EXPORT_AS(__sendmmsg, sendmmsg)
 MPKLINK_EXPORT(splice)
+MPKLINK_EXPORT(preadv2)
+MPKLINK_EXPORT_AS(preadv64v2, preadv2)
+MPKLINK_EXPORT(pwritev2)
+MPKLINK_EXPORT_AS(pwritev64v2, pwritev2)
