@@ -17,6 +17,7 @@ CASES = {
     "semantics_epoll": (
         "level edge edge_out oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
     ).split(),
+    "semantics_calls": "positions raw_data raw_wait raw_cancel makers closers standard".split(),
     "semantics_revoke": "exec pass stdio splice urgent full".split(),
 }
 
@@ -30,6 +31,7 @@ BEYOND = {
 # Make no sense with both ends in one process: they close the other end's descriptors, or a forked child keeps them open.
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
+    "makers", "closers", "standard",  # counts on the numbers that it gets
 }  # fmt: skip
 
 # Both ends preloaded, unusual settings: the smallest ring, an upgrade at the first chance, a guard that faults on every access
