@@ -17,7 +17,7 @@ CASES = {
     "semantics_epoll": (
         "level edge edge_out oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
     ).split(),
-    "semantics_calls": "positions raw_data raw_wait raw_cancel makers closers standard".split(),
+    "semantics_calls": "positions raw_data raw_wait raw_cancel makers closers standard aio".split(),
     "semantics_revoke": "exec pass stdio splice urgent full".split(),
 }
 
@@ -25,6 +25,7 @@ CASES = {
 BEYOND = {
     ("semantics_data", "efault"), ("semantics_end", "fork_both"), ("semantics_wait", "cancel"),
     ("semantics_epoll", "nested"),
+    ("semantics_calls", "aio"),
     *(("semantics_revoke", case) for case in CASES["semantics_revoke"]),
 }  # fmt: skip
 

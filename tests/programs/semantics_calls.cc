@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The rarer names of libc for what a program does with a stream and with descriptor numbers, and the system calls by number.
 // `NAME list` prints the cases.
+#include <aio.h>
 #include <dirent.h>
 #include <mqueue.h>
 #include <poll.h>
@@ -92,6 +93,38 @@ void positions_client(int fd, const Sync& sync) {
     CHECK_ERRNO(preadv2(fd, &in, 1, -1, 0x40000000), EOPNOTSUPP);
     CHECK_ERRNO(pwritev2(fd, &in, 1, -1, 0x40000000), EOPNOTSUPP);
     CHECK_ERRNO(preadv2(fd, &in, hidden(-1), -1, 0), EINVAL);
+  }
+  finish(fd, sync);
+}
+
+// ---- aio --------------------------------------------------------------------------------------------------------------
+
+// glibc's aio_read and aio_write work on sockets, with a read and a write of their own that nobody can interpose.
+ssize_t complete(struct aiocb* block) {
+  const struct aiocb* const list[] = {block};
+  while (aio_error(block) == EINPROGRESS) aio_suspend(list, 1, nullptr);
+  return aio_return(block);
+}
+
+void aio_client(int fd, const Sync& sync) {
+  char buffer[200];
+  uint64_t offset = 0;
+  for (int i = 0; i < 10; i++, offset += sizeof buffer) {
+    pattern_fill(buffer, sizeof buffer, kUp, offset);
+    struct aiocb block = {};
+    block.aio_fildes = fd;
+    block.aio_buf = buffer;
+    block.aio_nbytes = sizeof buffer;
+    CHECK_EQ(aio_write(&block), 0);
+    CHECK_EQ(complete(&block), sizeof buffer);
+    for (size_t taken = 0; taken < sizeof buffer;) {
+      block.aio_nbytes = sizeof buffer - taken;
+      CHECK_EQ(aio_read(&block), 0);
+      const ssize_t n = complete(&block);
+      CHECK(n > 0);
+      pattern_check(buffer, static_cast<size_t>(n), kUp, offset + taken);
+      taken += static_cast<size_t>(n);
+    }
   }
   finish(fd, sync);
 }
@@ -420,7 +453,7 @@ const Case kCases[] = {
     {"positions", echo_server, positions_client}, {"raw_data", echo_server, raw_data_client},
     {"raw_wait", echo_server, raw_wait_client},   {"raw_cancel", echo_server, raw_cancel_client},
     {"makers", echo_server, makers_client},       {"closers", echo_server, closers_client},
-    {"standard", echo_server, standard_client},
+    {"standard", echo_server, standard_client},   {"aio", echo_server, aio_client},
 };
 
 }  // namespace
