@@ -3,6 +3,7 @@
 #pragma once
 #include "preload/hook_scope.h"
 #include "preload/kernel_path.h"
+#include "preload/revoke.h"
 #include "preload/transfer.h"
 
 namespace mpklink {
@@ -14,6 +15,7 @@ ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call)
   while (Stream* s = stream_of(fd)) {
     const State state = state_of(s);
     if (managed(state)) {
+      if (!ours(s)) leave_softly(fd, s);
       const ssize_t n = receive_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
         if (n > 0 && state != State::kShared) after_operation(fd, s);
@@ -40,6 +42,7 @@ ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
     const State state = state_of(s);
     if ((flags & MSG_OOB) && state == State::kCandidate) make_plain(s, Reason::kOob);
     if (managed(state)) {
+      if (!ours(s)) leave_softly(fd, s);
       const ssize_t n = send_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
         if (n > 0 && state != State::kShared) after_operation(fd, s);

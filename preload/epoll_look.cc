@@ -49,7 +49,7 @@ void note_ring_causes(EpollMember* m) {
   if (tail != m->seen_tail) m->causes |= kReads;
   if (m->wants_space || s->core->producer.tail.load_relaxed() - m->seen_head >= s->capacity) m->causes |= kWrites;  // relaxed: a look
   m->seen_tail = tail;
-  m->seen_head = outgoing(s).consumer.head.load_relaxed();  // relaxed: a look
+  m->seen_head = outgoing(s).consumer.head.load_relaxed() & kPositionMask;  // relaxed: a look
   // Room in the TCP socket means nothing while the ring takes the bytes.
   const bool tcp = static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kRing;  // relaxed: a look
   if (m->kernel_out && (tcp || s->send_over_tcp.load_relaxed())) m->causes |= kWrites;  // relaxed: a look

@@ -59,6 +59,8 @@ int shared(int from, int to) {
     s->fds.fetch_add(1);
     s->last_fd.store_relaxed(static_cast<uint32_t>(to));  // relaxed: a hint
     fd_table().set_stream(to, s);
+    // Standard input and output are read and written by stdio, behind our back.
+    if (to <= 2) revoke(to, s, Reason::kStdio);
   } else if (EpollSet* set = fd_table().epoll(from)) {
     if (!in_foreign_child()) share_epoll_fd(set, to);
   }

@@ -17,6 +17,8 @@ using namespace mpklink;
 namespace {
 
 constexpr int kTcpUlp = 31;  // TCP_ULP, linux/tcp.h
+// SO_TIMESTAMP_NEW and its kin, asm-generic/socket.h: what libc's names mean on systems with 64-bit time.
+constexpr int kTimestampNew = 63, kTimestampNsNew = 64, kTimestampingNew = 65;
 
 // An option that only the kernel's path can honour: the stream goes back there, before it is in force.
 void make_way_for_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
@@ -24,6 +26,10 @@ void make_way_for_option(int fd, Stream* s, int level, int name, const void* val
   if (value == nullptr || size < sizeof number || user_copy(&number, value, sizeof number) != 0) number = 0;
   if (level == SOL_SOCKET && name == SO_RCVLOWAT && number > 1) revoke(fd, s, Reason::kLowat);
   if (level == SOL_SOCKET && name == SO_ZEROCOPY && number != 0) revoke(fd, s, Reason::kZeroCopy);
+  // They come as control data with the bytes, of which the ring knows nothing.
+  const bool stamps = level == SOL_SOCKET && (name == SO_TIMESTAMP || name == SO_TIMESTAMPNS || name == SO_TIMESTAMPING ||
+                                              name == kTimestampNew || name == kTimestampNsNew || name == kTimestampingNew);
+  if ((stamps || (level == IPPROTO_TCP && name == TCP_INQ)) && number != 0) revoke(fd, s, Reason::kControl);
   if (level == IPPROTO_TCP && name == kTcpUlp) revoke(fd, s, Reason::kUlp);
   if (level == IPPROTO_TCP && name == TCP_REPAIR) revoke(fd, s, Reason::kRepair);
 }

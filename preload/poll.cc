@@ -103,6 +103,7 @@ class PollCall {
   bool fresh_ = false;
   bool wants_space_ = false;
   bool answers_due_ = false;
+  bool inherited_ = false;
   bool has_sets_ = false;
 };
 
@@ -130,6 +131,7 @@ void PollCall::enter() {
     if ((state != State::kOffered && state != State::kShared) || s->channel == nullptr) continue;
     s->kernel_calls.fetch_add(~0u);
     entries_[i].pinned = true;
+    if (!ours(s)) inherited_ = true;
     if (first_ == nullptr) first_ = s;
     if (bits(fds_[i].events) & (EPOLLOUT | EPOLLWRNORM)) wants_space_ = true;
   }
@@ -145,7 +147,7 @@ void PollCall::leave() {
       unpin(s);
       continue;
     }
-    if (bell_ >= 0) {
+    if (bell_ >= 0 && ours(s)) {
       const Gate gate;
       remove_waiter(&s->channel->waiters[s->side].ids, poller_);
       disarm(&s->pair->board->side[s->pair->side].armed[poller_]);
@@ -220,8 +222,7 @@ void PollCall::listen() {
   for (nfds_t i = 0; i < n_; ++i) {
     if (!entries_[i].pinned) continue;
     Stream* s = entries_[i].stream;
-    const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-    if (bell_ < 0 || !own || !send_bell(s->pair, poller_, bell_, &fresh_)) {
+    if (bell_ < 0 || !ours(s) || !send_bell(s->pair, poller_, bell_, &fresh_)) {
       slow_ = true;
       continue;
     }
@@ -303,13 +304,18 @@ bool PollCall::spin(std::int64_t left_ns) {
 }
 
 int PollCall::run(std::int64_t timeout_ns, const sigset_t* mask) {
-  if (look() || timeout_ns == 0) return ask_now(mask);
+  for (nfds_t i = 0; inherited_ && i < n_; ++i) {
+    if (entries_[i].pinned && !ours(entries_[i].stream)) leave_softly(fds_[i].fd, entries_[i].stream);
+  }
+  // Something is ready: no signal is let in, as in the kernel's ppoll, which looks at the descriptors first.
+  if (look()) return ask_now(nullptr);
+  if (timeout_ns == 0) return ask_now(mask);
   const std::uint64_t start = now_ns();
   const bool came = spin(timeout_ns);
   if (came) process().counters.spin_hits.fetch_add(1);
   for (bool again = true; again;) {
     listen();
-    if (look()) return ask_now(mask);
+    if (look()) return ask_now(nullptr);
     answer();
     std::int64_t left = timeout_ns;
     if (timeout_ns > 0) {

@@ -4,6 +4,8 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
 #include <sys/syscall.h>
 
 #include "shm/atomic.h"
@@ -75,15 +77,32 @@ void bind_early() {
   g_real.ioctl = early_ioctl;
 }
 
-template <class Function>
-void bind(Function* slot, const char* name) {
-  if (void* found = dlsym(RTLD_NEXT, name)) *slot = reinterpret_cast<Function>(found);
+// What this machine's libc does not have: our name for it is found all the same (dlsym, weak symbols), and has to fail, not crash.
+long missing() {
+  errno = ENOSYS;
+  return -1;
 }
+
+// The names in the order of RealCalls' members, which are pointers to functions of one size each.
+constexpr char kNames[] =
+#define HOOK(name, group, class) #name "\0"
+#include "preload/interpose.def"
+    ;
+constexpr std::size_t kHooks = 0
+#define HOOK(name, group, class) +1
+#include "preload/interpose.def"
+    ;
+static_assert(offsetof(RealCalls, sys) == kHooks * sizeof(void*));
 
 void resolve() {
   bind_early();
-#define HOOK(name, group) bind(&g_real.name, #name);
-#include "preload/interpose.def"
+  const char* name = kNames;
+  for (std::size_t i = 0; i < kHooks; ++i, name += strlen(name) + 1) {
+    void* slot = reinterpret_cast<char*>(&g_real) + i * sizeof(void*);
+    void* found = dlsym(RTLD_NEXT, name);
+    if (found == nullptr) found = reinterpret_cast<void*>(&missing);
+    memcpy(slot, &found, sizeof found);
+  }
   g_real.sys = {g_real.memfd_create, ::ftruncate, ::fchmod,   ::fstat,    add_seals,
                 get_seals,           ::mmap,      ::munmap,   ::mprotect, ::madvise};
 }

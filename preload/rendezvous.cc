@@ -714,7 +714,7 @@ void withdraw_offer(Stream* s, Reason reason) {
 
 void back_to_tcp(Stream* s) {
   const bool again = !s->stay_plain.load_relaxed() && !s->forked.load_relaxed() &&  // relaxed: both locks are held
-                     s->owner_generation == process().generation.load_relaxed() && s->returns < kReturnsMax;
+                     ours(s) && s->returns < kReturnsMax;
   unmanage_members(s);
   if (again) {
     {

@@ -10,6 +10,7 @@
 #include "preload/give_back.h"
 #include "preload/log.h"
 #include "preload/pair.h"
+#include "preload/pollers.h"
 #include "preload/rendezvous.h"
 #include "preload/transfer_lock.h"
 #include "shm/raw_syscall.h"
@@ -22,10 +23,12 @@ namespace {
 constexpr std::uint64_t kReturnWaitNs = 100000000;
 constexpr long kReturnNapNs = 20000;
 
+// Whether something is to be given back. A peer that looks back without having frozen asks us to leave the ring. Send lock held.
 bool asked_for(Stream* s) {
   const Gate gate;
-  const bool frozen = (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;  // SYNC: frozen
-  return frozen && static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kTcpAgain;  // relaxed: send lock
+  if (static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return false;  // relaxed: send lock
+  if (incoming(s).producer.look_back.load_acquire() != 0) freeze(&outgoing(s).consumer);     // SYNC: look_back
+  return (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;                        // SYNC: frozen
 }
 
 // Both directions are TCP's again: the stream goes on as an ordinary connection, perhaps to be upgraded anew.
@@ -58,24 +61,46 @@ void freeze_outgoing(int fd, Stream* s) {
   give_back_all(fd, s);
 }
 
-// True: the peer has bytes to give back.
-bool freeze_incoming(int fd, Stream* s) {
-  const TransferLock lock(fd, s, TransferLock::kReceive);
-  if (!lock.held() || s->core == nullptr) return false;
+// Threads of ours that sleep on the stream: what they wait for comes from TCP now. Pinned or under a lock of the stream.
+void wake_own_sleepers(Stream* s) {
+  std::uint64_t ids = 0;
+  {
+    const Gate gate;
+    ids = s->channel->waiters[s->side].ids.load_acquire();
+  }
+  const std::uint64_t one = 1;
+  for (unsigned i = 0; i < kWaitersMax && ours(s); ++i) {
+    const std::uint32_t field = waiter_at(ids, i);
+    if (field == 0 || field > kPollers) continue;
+    const int bell = bell_of(field - 1);
+    if (bell >= 0 && real().write(bell, &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
+  }
+}
+
+// Has the peer look at what it sent. Receive lock held; `freeze_it`: nothing more is taken from the ring. True: bytes are unread.
+bool call_back(Stream* s, bool freeze_it) {
   Wakeups wakeups;
   bool unread = false;
   {
     const Gate gate;
-    freeze(&incoming(s).consumer);
+    if (freeze_it) freeze(&incoming(s).consumer);
     outgoing(s).producer.look_back.exchange(1);  // SYNC: look_back. Exchange: the fence before the look at the waiters
     bool lied = false;                           // a lie about offsets no longer matters
-    receive_path(&s->core->receive, incoming(s), &lied);
+    if (freeze_it) receive_path(&s->core->receive, incoming(s), &lied);
     RingConsumer consumer = consumer_of(s);
     unread = consumer.refresh() && consumer.available() > 0;
     wakeups.collect(s);
   }
   wakeups.ring();
   return unread;
+}
+
+// True: the peer has bytes to give back.
+bool freeze_incoming(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (!lock.held() || s->core == nullptr) return false;
+  wake_own_sleepers(s);
+  return call_back(s, true);
 }
 
 // The other end is in this very process: nobody else would give its bytes back while we wait.
@@ -130,6 +155,18 @@ void revoke(int fd, Stream* s, Reason reason) {
   path_moved(fd, s);
 }
 
+void leave_softly(int fd, Stream* s) {
+  if (s->stay_plain.exchange(1) != 0 || locks_held_here() != 0) return;
+  const ErrnoSaver keep;
+  count_plain(Reason::kForked);
+  freeze_outgoing(fd, s);
+  {
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (lock.held() && s->core != nullptr) call_back(s, false);
+  }
+  path_moved(fd, s);
+}
+
 void revoke_inheritable(Reason reason) {
   for (int fd = 0; fd <= fd_table().highest(); ++fd) {
     Stream* s = fd_table().stream(fd);
@@ -149,12 +186,7 @@ void answer_freeze(int fd, Stream* s) {
   {
     const TransferLock lock(fd, s, TransferLock::kSend);
     if (!lock.held() || s->core == nullptr) return;
-    if (!asked_for(s)) {
-      // Said without being so: not to be looked at again. A freeze that comes is seen by the next send.
-      s->answered.store_relaxed(1);  // relaxed: a hint
-      return;
-    }
-    if (give_back(fd, s)) s->answered.store_relaxed(1);
+    if (!asked_for(s) || give_back(fd, s)) s->answered.store_relaxed(1);  // relaxed: a hint
   }
   leave_channel(fd, s);
 }

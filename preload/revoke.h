@@ -9,6 +9,9 @@ namespace mpklink {
 // For whatever needs the real socket from here on: freezes both rings, gives our unread bytes back to TCP, has the peer give
 // back its own, and waits a bounded time for that. On a stream that is not upgraded: it stays on TCP. No lock held.
 void revoke(int fd, Stream* s, Reason reason);
+// For a process that has only inherited the stream (fork): it goes back to TCP at the peer's leisure, and what is in its ring is
+// read there meanwhile. Cheap when it was asked already. No lock held.
+void leave_softly(int fd, Stream* s);
 // Every stream with a descriptor that an exec would hand on (not close-on-exec).
 void revoke_inheritable(Reason reason);
 void revoke_all(Reason reason);

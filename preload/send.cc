@@ -2,6 +2,7 @@
 // The sending direction of a managed stream.
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <sys/epoll.h>
 
@@ -44,7 +45,7 @@ bool leave_ring(Stream* s) {
   // Somebody sleeps whom we cannot wake (no descriptor left for his bell), or we are the child of a fork, which cannot be
   // handed bells: what follows goes over TCP, whose bytes wake by themselves.
   return s->bells_lost.load_relaxed() ||  // relaxed: under the send lock
-         s->owner_generation != process().generation.load_relaxed();  // relaxed: changes by fork only
+         !ours(s);
 }
 
 // Decides the path of the next bytes. Gate open, send lock held. True: the ring takes them.
@@ -151,6 +152,9 @@ Route put_and_wake(const Call& c, const iovec* from, int parts, std::size_t want
 Step send_step(const Call& c, std::size_t skip, std::size_t want) {
   Stream* s = c.s;
   if (s->poisoned.load_acquire()) return failed(ECONNRESET);
+  if (s->pending_error.load_relaxed() != 0) {  // relaxed: the exchange decides
+    if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
+  }
   const ErrnoSaver keep;
   look_for_orphan(c.fd, s, false);
   iovec from[kPartsMax];
@@ -204,7 +208,8 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
   flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
   std::size_t total = 0;
   if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
-  if (total == 0) return 0;
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  if (total == 0) return real().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
   const Call call = {fd, s, parts, count, flags};
   std::size_t done = 0;
   std::uint64_t deadline = 0;
@@ -222,9 +227,9 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
       if (done == total || step.fault) return static_cast<ssize_t>(done);
       continue;
     }
-    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(done, step.error);
+    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     waited = true;
-    const int error = block(s, fd, EPOLLOUT, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    const int error = block(call, EPOLLOUT, done, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
   }
 }

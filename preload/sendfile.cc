@@ -49,7 +49,7 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     if (got == 0) break;
     if (got < 0) {
       error = static_cast<int>(-got);
-      if (error == ESPIPE) error = EINVAL;
+      if (error == ESPIPE && offset == nullptr) error = EINVAL;
       break;
     }
     const iovec part = {buffer, static_cast<std::size_t>(got)};

@@ -58,6 +58,7 @@ void reset_stream(Stream* s) {
   s->tries = 0;
   s->returns = 0;
   s->holders = nullptr;
+  s->owner_generation = process().generation.load_relaxed();  // relaxed: changes by fork only
   s->rendezvous_fd = -1;
   s->rendezvous_step = 0;
   s->peer_uid = 0;
@@ -173,6 +174,8 @@ void finish(Stream* s) {
 __thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
 
 }  // namespace
+
+bool ours(const Stream* s) { return s->owner_generation == process().generation.load_relaxed(); }  // relaxed: changes by fork only
 
 State state_of(const Stream* s) { return static_cast<State>(s->state.load_acquire()); }
 
@@ -378,7 +381,10 @@ void streams_forked_child(bool prepared) {
     if (!prepared) s->holders = nullptr;          // the parent counted nobody
     if (s->holders == nullptr) make_plain(s, Reason::kForked);
     if (s->after_pins.load_relaxed() != 0) finish(s);  // relaxed: one thread here
-    if (s->channel == nullptr || !managed(state_of(s))) return;
+    if (s->channel == nullptr || !managed(state_of(s))) {
+      s->owner_generation = process().generation.load_relaxed();  // relaxed: one thread here
+      return;
+    }
     s->forked.store_relaxed(1);  // by _Fork or clone no handler ran in the parent
     const Gate gate;
     s->ring_tx_base = s->core->producer.tail.load_relaxed();  // relaxed: a statistic

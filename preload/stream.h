@@ -106,6 +106,9 @@ struct Stream {
   Stream* next_free;
 };
 
+// Whether this process upgraded it. A forked child that uses what it inherited keeps off the board, whose words are its parent's.
+bool ours(const Stream* s);
+
 Stream* make_stream(State state);  // null: limit reached or no memory
 void enter_stream(int fd, Stream* stream);  // names it by fd; drops it when the table is full
 int fd_of(Stream* s);                       // a descriptor of this process that names it, or -1

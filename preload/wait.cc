@@ -57,8 +57,7 @@ class ThreadPoller {
   // Pinned stream. Arms first, so that whoever publishes after the caller's look rings. Gate closed.
   void listen(Stream* s) {
     Pair* pair = s->pair;
-    const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-    if (bell_ < 0 || !own || !send_bell(pair, id_, bell_, &fresh_)) {
+    if (bell_ < 0 || !ours(s) || !send_bell(pair, id_, bell_, &fresh_)) {
       slow_ = true;
       return;
     }
@@ -67,7 +66,7 @@ class ThreadPoller {
     arm(&pair->board->side[pair->side].armed[id_]);
   }
   void stop(Stream* s) {
-    if (bell_ < 0) return;
+    if (bell_ < 0 || !ours(s)) return;
     const Gate gate;
     remove_waiter(&s->channel->waiters[s->side].ids, id_);
     disarm(&s->pair->board->side[s->pair->side].armed[id_]);

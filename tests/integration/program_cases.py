@@ -30,6 +30,7 @@ CASES = {
         " stress_once"
     ).split(),
     "semantics_epoll_nested": "poll poll_out poll_edge poll_beside level asleep edge deep mixed closed".split(),
+    "semantics_calls": "positions raw_data raw_wait raw_cancel makers closers standard aio".split(),
     "semantics_revoke": "exec pass stdio splice urgent full".split(),
     "semantics_flags": (
         "peek_waitall peek_vector peek_reset waitall_vector waitall_signal waitall_reset trunc more odd_flags oob oob_inline"
@@ -99,6 +100,7 @@ BEYOND = {
     # library: parent and child wait in one set that has upgraded streams: the kernel's instance is one, so the child takes the edge of
     # the parent's bell and the parent sleeps on
     ("semantics_epoll_sets", "fork_polls"),
+    ("semantics_calls", "aio"),
 }  # fmt: skip
 
 # Make no sense with both ends in one process: they close the other end's descriptors, a forked child keeps them open, or the other end
@@ -106,6 +108,7 @@ BEYOND = {
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
     "fork_child", "fork_parent", "fork_closes", "fork_polls", "number_reused",
+    "makers", "closers", "standard",  # counts on the numbers that it gets
 }  # fmt: skip
 
 # A process goes on after the one that the test has started: the test waits for it.
