@@ -32,7 +32,7 @@ struct EpollMember {
   bool disabled;  // one-shot, has fired
   bool wants_space;  // its ring was full at the last look
   bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
-  bool kernel_in, kernel_out;  // the kernel said so since the last look
+  bool kernel_in;  // the kernel said so since the last look
   // What counts as an edge since the last look. A bit on the board or an edge of the idle TCP socket only say "look".
   std::uint32_t causes;       // EPOLL*: to be told if true, whether anything moved or not (added, modified, path moved)
   std::uint32_t seen_sticky;
