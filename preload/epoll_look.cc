@@ -50,10 +50,11 @@ void note_ring_causes(EpollMember* m) {
   if (m->wants_space || s->core->producer.tail.load_relaxed() - m->seen_head >= s->capacity) m->causes |= kWrites;  // relaxed: a look
   m->seen_tail = tail;
   m->seen_head = outgoing(s).consumer.head.load_relaxed() & kPositionMask;  // relaxed: a look
-  // Room in the TCP socket means nothing while the ring takes the bytes.
-  const bool tcp = static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kRing;  // relaxed: a look
-  if (m->kernel_out && (tcp || s->send_over_tcp.load_relaxed())) m->causes |= kWrites;  // relaxed: a look
-  m->kernel_out = false;
+  // Not all on the ring: what moves is the kernel's, or the switch itself; every look may be news. (Room in the idle TCP socket
+  // means nothing while the ring takes the bytes.)
+  const bool ring_out = static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kRing;  // relaxed: a look
+  if (!ring_out || s->send_over_tcp.load_relaxed()) m->causes |= kWrites;                     // relaxed: a look
+  if (static_cast<Path>(s->core->receive.path.load_relaxed()) != Path::kRing) m->causes |= kReads;  // relaxed: a look
 }
 
 // And in the kernel: FIN, reset, bytes over TCP. Each member counts for itself; the stream's own notes are everybody's.
@@ -181,7 +182,6 @@ void note_event(EpollSet* set, const epoll_event& event) {
   } else {
     note_kernel_events(m->stream, event.events);
     m->kernel_in = m->kernel_in || (event.events & EPOLLIN);
-    m->kernel_out = m->kernel_out || (event.events & EPOLLOUT);
   }
   push_ready(set, m);
 }

@@ -12,6 +12,7 @@
 #include "preload/fd_table.h"
 #include "preload/pollers.h"
 #include "preload/rendezvous.h"
+#include "preload/revoke.h"
 #include "shm/raw_syscall.h"
 
 namespace mpklink {
@@ -313,7 +314,7 @@ EpollMember* make_member() {
   g_free_members = m->ready_next;
   m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
   m->inner = nullptr;
-  m->managed = m->ready = m->disabled = m->slow = m->wants_space = m->kernel_in = m->kernel_out = false;
+  m->managed = m->ready = m->disabled = m->slow = m->wants_space = m->kernel_in = false;
   return m;
 }
 
@@ -391,6 +392,7 @@ EpollSet* make_epoll_set(int epfd) {
     set->used = true;
     set->epfd = epfd;
     set->nested.store_relaxed(0);
+    set->inherited.store_relaxed(0);
     set->links.store_relaxed(0);
     set->under = -1;
     set->fds.store_relaxed(1);
@@ -559,6 +561,7 @@ void epoll_sets_forked_child() {
     if (set->epfd == 0 && !set->used) break;
     set->lock.reset();
     set->sleepers.store_relaxed(0);
+    set->inherited.store_relaxed(1);
     set->poller = kNoPoller;  // the bell in the kernel's instance is the parent's
     for (auto& word : set->pairs) word.store_relaxed(0);
     set->pair_words.store_relaxed(0);
@@ -566,6 +569,17 @@ void epoll_sets_forked_child() {
   for (std::uint32_t i = 0; i < g_member_count; ++i) {
     EpollMember* m = member_at(i);
     if (m->set != nullptr && m->managed) set_slow(m->set, m, true);
+  }
+}
+
+void leave_inherited_streams(EpollSet* set) {
+  if (set->inherited.exchange(0) == 0) return;
+  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+    EpollMember* m = member_at(i);
+    Stream* s = m->set == set && m->managed ? m->stream : nullptr;
+    if (s == nullptr || ours(s)) continue;
+    const int fd = fd_of(s);
+    if (fd >= 0) leave_softly(fd, s);
   }
 }
 

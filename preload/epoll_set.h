@@ -32,7 +32,7 @@ struct EpollMember {
   bool disabled;  // one-shot, has fired
   bool wants_space;  // its ring was full at the last look
   bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
-  bool kernel_in, kernel_out;  // the kernel said so since the last look
+  bool kernel_in;  // the kernel said so since the last look
   // What counts as an edge since the last look. A bit on the board or an edge of the idle TCP socket only say "look".
   std::uint32_t causes;       // EPOLL*: to be told if true, whether anything moved or not (added, modified, path moved)
   std::uint32_t seen_sticky;
@@ -49,6 +49,7 @@ struct EpollSet {
   int epfd;
   Atomic<std::uint32_t> nested;       // watched by another epoll, poll or select: always armed, the bell shows outside
   Atomic<std::uint32_t> fds;          // descriptors of this process that name it
+  Atomic<std::uint32_t> inherited;    // by a forked child, which has not waited in it yet
   int under;                          // nested: the hidden instance, in the program's, that has our registrations; or -1
   Atomic<std::uint32_t> links;        // sets in this one
   SpinLock lock;                      // members, ready list; before the lock of a set in it and members_lock of a stream
@@ -105,5 +106,7 @@ void epoll_sets_forget_pair(Pair* pair);
 SpinLock& epoll_sets_lock();
 SpinLock& epoll_members_lock();
 void epoll_sets_forked_child();
+// A forked child waits in a set of its parent's: the streams in it go back to TCP, whose events the kernel tells both.
+void leave_inherited_streams(EpollSet* set);
 
 }  // namespace mpklink

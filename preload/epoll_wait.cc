@@ -175,6 +175,7 @@ void pass_on(EpollSet* set) {
 int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns,
                        const sigset_t* mask) {
   if (maxevents <= 0) return kernel_wait(set, events, maxevents, 0, mask);  // EINVAL
+  if (set->inherited.load_relaxed() != 0) leave_inherited_streams(set);  // relaxed: set at a fork, with one thread
   std::uint64_t start = 0;
   bool asked = false;
   for (;;) {
