@@ -26,6 +26,14 @@ def case_params(exclude=(), programs=CASES):
     ]
 
 
+def with_slow_variants(variants, ids):
+    """Plain, one end, both, and the setting that finds most; what is between them takes minutes."""
+    return [
+        pytest.param(*variant, id=name, marks=[pytest.mark.slow] if name in ("both-ring4", "both-warm0", "both-mprotect") else [])
+        for variant, name in zip(variants, ids)
+    ]
+
+
 def skip_if_missing(program, case):
     """Some kernels and containers have no io_uring or forbid pidfd_getfd: the program knows."""
     reason = subprocess.run(
@@ -35,7 +43,7 @@ def skip_if_missing(program, case):
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("combo,settings", COMBO_VARIANTS, ids=COMBO_VARIANT_IDS)
+@pytest.mark.parametrize("combo,settings", with_slow_variants(COMBO_VARIANTS, COMBO_VARIANT_IDS))
 @pytest.mark.parametrize("program,case", case_params())
 def test_two_processes(bench, program, case, settings):
     bench.settings = settings
@@ -58,7 +66,7 @@ def reporting_sides(program, case):
     return [side for side in Side if side is not SILENT.get((program, case))]
 
 
-@pytest.mark.parametrize("combo,settings", ONE_PROCESS_VARIANTS, ids=ONE_PROCESS_IDS)
+@pytest.mark.parametrize("combo,settings", with_slow_variants(ONE_PROCESS_VARIANTS, ONE_PROCESS_IDS))
 @pytest.mark.parametrize("program,case", case_params(NOT_IN_ONE_PROCESS, IN_ONE_PROCESS))
 def test_one_process(bench, program, case, settings):
     bench.settings = settings
