@@ -55,7 +55,6 @@ int option(int fd, int level, int name) {
 
 // What setsockopt may have set before we knew the socket (the hooks see later calls).
 bool options_allow(int fd, Reason* reason) {
-  if (option(fd, SOL_SOCKET, SO_RCVLOWAT) > 1) return *reason = Reason::kLowat, false;
   if (option(fd, SOL_SOCKET, SO_TIMESTAMP) != 0 || option(fd, SOL_SOCKET, SO_TIMESTAMPNS) != 0 ||
       option(fd, SOL_SOCKET, SO_TIMESTAMPING) != 0 || option(fd, IPPROTO_TCP, TCP_INQ) != 0) {
     return *reason = Reason::kControl, false;

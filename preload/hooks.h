@@ -4,5 +4,7 @@
 #pragma once
 #include "preload/libc_names.h"
 
+long mpklink_raw_fork(long number, long a, long b, long c, long d, long e);
+
 #define HOOK(name, group, class) extern "C" decltype(::name) mpklink_##name __attribute__((visibility("hidden")));
 #include "preload/interpose.def"

@@ -36,6 +36,13 @@ std::uint64_t nanoseconds(const timespec& t) {
   return static_cast<std::uint64_t>(t.tv_sec) * 1000000000u + static_cast<std::uint64_t>(t.tv_nsec);
 }
 
+// As the kernel: what was left of the time.
+void leave_rest(timespec* timeout, std::uint64_t deadline) {
+  const std::uint64_t now = now_ns();
+  const std::uint64_t left = deadline > now ? deadline - now : 0;
+  *timeout = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+}
+
 // recvmmsg(2) begins with the socket's error, before any data (net/socket.c, do_recvmmsg).
 int take_socket_error(int fd) {
   int error = 0;
@@ -177,7 +184,7 @@ ssize_t mpklink_recvfrom(int fd, void* buf, size_t n, int flags, struct sockaddr
   });
   if (got >= 0 && !by_kernel && from != nullptr && len != nullptr) {
     const socklen_t none = 0;  // as TCP: no address
-    user_copy(len, &none, sizeof none);
+    if (user_copy(len, &none, sizeof none) != 0) return errno = EFAULT, -1;
   }
   return got;
 }
@@ -249,6 +256,7 @@ int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, st
     if (flags & MSG_WAITFORONE) each |= MSG_DONTWAIT;
     if (deadline != 0 && now_ns() >= deadline) break;
   }
+  if (timeout != nullptr) leave_rest(timeout, deadline);
   return static_cast<int>(done);
 }
 int mpklink_sendmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags) {

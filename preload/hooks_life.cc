@@ -164,6 +164,7 @@ int mpklink_close(int fd) {
 int mpklink_shutdown(int fd, int how) noexcept {
   Stream* s = stream_of(fd);
   if (s == nullptr || !managed(state_of(s))) return real().shutdown(fd, how);
+  if (how != SHUT_RD) answer_freeze(fd, s);  // what a peer wants back goes before the FIN
   // Before the FIN is on its way: sends meet the kernel's EPIPE, and nobody mistakes the end of the connection for a death.
   const uint32_t before = how == SHUT_WR || how == SHUT_RDWR ? s->send_over_tcp.exchange(1) : 1;
   const int result = real().shutdown(fd, how);

@@ -2,6 +2,7 @@
 // syscall(): what programs do by number (libuv closes that way) is what the hooks of the same names do.
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdarg.h>
 #include <sys/syscall.h>
@@ -148,6 +149,13 @@ extern "C" long mpklink_syscall(long n, ...) noexcept {
     case SYS_epoll_pwait2: return kernel_mask(a[4], a[5]) ? call(&mpklink_epoll_pwait2, a) : raw(n, a);
     case SYS_ppoll: return raw_ppoll(a);
     case SYS_pselect6: return raw_pselect6(a);
+    case SYS_fork: return mpklink_raw_fork(n, 0, 0, 0, 0, 0);
+    case SYS_clone: {
+      // With a stack of its own the child would come back here on it: only its own assembly can do that.
+      const bool forks = !(a[0].value & CLONE_VM) && a[1].value == 0;
+      if (!forks) return raw(n, a);
+      return mpklink_raw_fork(n, a[0].value, a[1].value, a[2].value, a[3].value, a[4].value);
+    }
     case SYS_exit_group:
       mpklink__exit(a[0]);
       real_exit(a[0]);  // the declaration of a hook does not say noreturn

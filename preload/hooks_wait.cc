@@ -45,8 +45,11 @@ int epoll_wait_any(int epfd, epoll_event* events, int max, std::int64_t timeout_
   if (set == nullptr || max <= 0) return call();
   if (set->managed_members.load_acquire() != 0) {
     if (can_write(events, sizeof *events * static_cast<size_t>(max))) return epoll_wait_managed(set, events, max, timeout_ns, mask);
-    errno = EFAULT;
-    return -1;
+    // Bad memory matters only once there is something to store.
+    epoll_event one = {};
+    const int n = epoll_wait_managed(set, &one, 1, timeout_ns, mask);
+    if (n > 0) errno = EFAULT;
+    return n > 0 ? -1 : n;
   }
   return epoll_wait_kernel(set, events, max, timeout_ns, mask);
 }

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <mqueue.h>
 #include <poll.h>
+#include <sched.h>
 #include <pty.h>
 #include <signal.h>
 #include <spawn.h>
@@ -64,6 +65,7 @@ extern "C" decltype(::open) __open;
 extern "C" decltype(::open64) __open64;
 extern "C" decltype(::pipe) __pipe;
 extern "C" decltype(::fdopen) _IO_fdopen;
+extern "C" decltype(::clone) __clone;
 extern "C" decltype(::sigaction) __sigaction;
 extern "C" decltype(::signal) bsd_signal;
 extern "C" decltype(::popen) _IO_popen;

@@ -31,7 +31,7 @@ void look_at_input(Stream* s, Readiness* r) {
     return;
   }
   // A lie is reported as an error by the read that the program will do now.
-  if (!consumer.refresh() || consumer.available() > 0) {
+  if (!consumer.refresh() || consumer.available() >= low_water(s)) {
     r->events |= kReads;
   } else if ((s->sticky.load_relaxed() & kStickyIn) != 0) {  // relaxed: a look
     r->ask_kernel |= EPOLLIN;

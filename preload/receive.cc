@@ -275,6 +275,9 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
   const Call call = {fd, s, parts, count, flags};
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
   if (total == 0) return receive_nothing(call);
+  // As sock_rcvlowat: a blocking call waits for so many.
+  const std::size_t mark = low_water(s);
+  const std::size_t target = mark < total ? mark : total;
   std::size_t done = 0;
   std::uint64_t deadline = 0;
   bool waited = false;
@@ -294,14 +297,13 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     }
     if (step.n > 0) {
       done += static_cast<std::size_t>(step.n);
-      if (done == total || step.fault || !((flags & MSG_WAITALL) || step.more)) {
-        return static_cast<ssize_t>(done);
-      }
+      const bool enough = done >= target || non_blocking(s, flags);
+      if (done == total || step.fault || !((flags & MSG_WAITALL) || step.more || !enough)) return static_cast<ssize_t>(done);
       continue;
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
-    if (done > 0 && !(flags & MSG_WAITALL)) return static_cast<ssize_t>(done);
+    if (done > 0 && !(flags & MSG_WAITALL) && done >= target) return static_cast<ssize_t>(done);
     waited = true;
     const int error = block(call, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);

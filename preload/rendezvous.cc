@@ -196,6 +196,9 @@ void detach_channel(Stream* s) {
 void read_options(int fd, Stream* s) {
   const int flags = real().fcntl(fd, F_GETFL);
   s->nonblocking.store_relaxed(flags >= 0 && (flags & O_NONBLOCK) != 0);
+  int mark = 0;
+  socklen_t mark_size = sizeof mark;
+  if (real().getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &mark, &mark_size) == 0) s->low_water.store_relaxed(static_cast<std::uint32_t>(mark));
   const struct {
     int name;
     Atomic<std::uint64_t>* to;

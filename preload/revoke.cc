@@ -27,6 +27,7 @@ constexpr long kReturnNapNs = 20000;
 bool asked_for(Stream* s) {
   const Gate gate;
   if (static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return false;  // relaxed: send lock
+  if (s->send_over_tcp.load_relaxed()) return false;  // relaxed: TCP takes nothing more of us; the rest is read from the ring
   if (incoming(s).producer.look_back.load_acquire() != 0) freeze(&outgoing(s).consumer);     // SYNC: look_back
   return (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;                        // SYNC: frozen
 }
@@ -42,8 +43,10 @@ void leave_channel(int fd, Stream* s) {
       const auto out = static_cast<Path>(s->core->send.path.load_relaxed());  // relaxed: both locks
       const auto in = static_cast<Path>(s->core->receive.path.load_relaxed());
       if (out != Path::kTcpAgain || in != Path::kTcpAgain) return;
-      // Until the peer has given everything back, this mapping is what tells a lost byte from an end of file.
-      if (incoming(s).producer.returned.load_acquire() == 0) return;  // SYNC: returned
+      // Until the peer has given everything back, this mapping is where the rest is found when it dies (receive.cc, rescue).
+      RingConsumer consumer = consumer_of(s);
+      const bool unread = !consumer.refresh() || consumer.available() > 0;
+      if (unread && incoming(s).producer.returned.load_acquire() == 0) return;  // SYNC: returned
       incoming(s).consumer.closed.exchange(1);                        // SYNC: closed. The slot may be used again
     }
     back_to_tcp(s);

@@ -2,6 +2,7 @@
 #include "preload/sendfile.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/syscall.h>
 
 #include "preload/fd_table.h"
@@ -35,7 +36,8 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     return -1;
   }
   if (at < 0) {
-    if (errno == ESPIPE || offset != nullptr) errno = EINVAL;
+    const int mode = real().fcntl(in_fd, F_GETFL);
+    errno = mode < 0 || (mode & O_ACCMODE) == O_WRONLY ? EBADF : EINVAL;
     return -1;
   }
   if (count > kCountMax) count = kCountMax;

@@ -67,7 +67,7 @@ void reset_stream(Stream* s) {
   s->ring_tx_base = s->ring_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
-      &s->stay_plain, &s->answered, &s->revoke_noted, &s->last_fd,
+      &s->low_water, &s->stay_plain, &s->answered, &s->revoke_noted, &s->last_fd,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds};
   for (auto* word : words) word->store_relaxed(0);
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns};
@@ -95,9 +95,8 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
     const Gate gate;
     RingConsumer consumer = consumer_of(s);
     Direction& in = incoming(s);
-    // Of a frozen ring the kernel has, and counts, what was unread.
-    const bool in_kernel = consumer.frozen() && in.producer.returned.load_acquire() != 0;  // SYNC: returned
-    *unread = !in_kernel && (!consumer.refresh() || consumer.available() > 0);
+    // Of a frozen ring the kernel has, or gets, what was unread: for whoever else has the socket, or to answer it with a reset.
+    *unread = !consumer.frozen() && (!consumer.refresh() || consumer.available() > 0);
     in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
@@ -231,6 +230,12 @@ void make_plain(Stream* stream, Reason reason) {
   // A socket not connected yet: what it will carry stays on TCP all the same.
   expected = static_cast<std::uint32_t>(State::kFresh);
   if (stream->state.compare_exchange(expected, plain)) count_plain(reason);
+}
+
+std::uint64_t low_water(const Stream* s) {
+  const std::uint64_t asked = s->low_water.load_relaxed();  // relaxed: an option
+  const std::uint64_t most = s->capacity / 2;               // the producer is told of space at half a ring
+  return asked <= 1 ? 1 : asked < most ? asked : most;
 }
 
 RingProducer producer_of(Stream* s) {

@@ -62,6 +62,7 @@ struct Stream {
 
   Atomic<std::uint32_t> forked;        // another process has it too
   Atomic<std::uint32_t> nonblocking;   // O_NONBLOCK, followed through fcntl and ioctl
+  Atomic<std::uint32_t> low_water;     // SO_RCVLOWAT; 0 is 1
   Atomic<std::uint64_t> receive_timeout_ns, send_timeout_ns;  // SO_RCVTIMEO, SO_SNDTIMEO; 0 = none
   Atomic<std::uint32_t> sticky;        // Sticky
   Atomic<std::uint32_t> pending_error;  // errno to report once
@@ -121,6 +122,8 @@ void count_plain(Reason reason);
 // The descriptor is gone (closed, overwritten, or found to be something else). The last one ends the stream.
 void forget_fd(int fd);
 
+// How many bytes make the ring readable: SO_RCVLOWAT, but never more than fit.
+std::uint64_t low_water(const Stream* s);
 RingProducer producer_of(Stream* s);
 RingConsumer consumer_of(Stream* s);
 inline Direction& outgoing(Stream* s) { return s->channel->direction[s->side]; }

@@ -119,7 +119,7 @@ bool spin_on(Stream* s, std::uint32_t event) {
   {
     const Gate gate;
     publish_cpu(s->pair, s->side);
-    if (budget == 0 || !may_spin(s->pair, s->side)) return false;
+    if (budget == 0 || !may_spin(s->pair, s->side) || low_water(s) > 1) return false;
   }
   const std::uint64_t start = now_ns();
   do {
