@@ -19,8 +19,8 @@ CASES = {
     ).split(),
     "semantics_epoll_sets": (
         "modify add_late again codes fault data two_sets two_numbers closed_number number_reused close_set exclusive listener"
-        " fork_child fork_parent fork_closes fork_polls"
     ).split(),
+    "semantics_epoll_fork": "child parent closes polls".split(),
     "semantics_epoll_masks": (
         "half_close own_shutdown shut_read peer_closes reset reset_so_error unmasked edges once writable in_and_out timeouts"
         " masks"
@@ -39,7 +39,7 @@ BEYOND = {
     ("semantics_epoll_sets", "fault"),  # library: a bad events array is SIGSEGV, or EFAULT where the kernel has nothing to store
     # library: parent and child wait in one set that has upgraded streams: the kernel's instance is one, so the child takes the edge of
     # the parent's bell and the parent sleeps on
-    ("semantics_epoll_sets", "fork_polls"),
+    ("semantics_epoll_fork", "polls"),
     *(("semantics_revoke", case) for case in CASES["semantics_revoke"]),
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ BEYOND = {
 # takes the number that was closed.
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
-    "fork_child", "fork_parent", "fork_closes", "fork_polls", "number_reused",
+    "child", "parent", "closes", "polls", "number_reused",
 }  # fmt: skip
 
 # Both ends preloaded, unusual settings: the smallest ring, an upgrade at the first chance, a guard that faults on every access
