@@ -19,7 +19,7 @@ VARIANTS = {
     "default": ({}, 1_500_000, 300_000),
     "ring4-warm0": ({"RING_KIB": 4, "WARMUP": 0}, 400_000, 100_000),
     "ring64B": ({"RING_KIB": "64B"}, 60_000, 4_000),
-    "mprotect": ({"GUARD": "mprotect"}, 60_000, 4_000),
+    "mprotect": ({"GUARD": "mprotect"}, 120_000, 4_000),
     "tiny-mprotect": ({"RING_KIB": 4, "WARMUP": 0, "SPIN_US": 0, "GUARD": "mprotect"}, 40_000, 3_000),
 }
 CASES = [(combo, name) for combo in Combo for name in ("default",)] + [(Combo.BOTH, name) for name in VARIANTS if name != "default"]
