@@ -101,21 +101,26 @@ int connect_and_tell(Worker* w, Side* side, uint64_t id) {
 }
 
 // The child keeps copies of all other descriptors, or closes them.
-[[noreturn]] void child_main(Side* side, uint64_t id) {
+[[noreturn]] void child_main(Side* side, uint64_t id, int connected) {
   alarm(static_cast<unsigned>(3 * g_config.patience_s));
   Worker w;
   init_worker(&w, side, 0x4000 + id);
   w.signals = false;
   if (w.one_in(2)) {
-    const auto control = static_cast<unsigned>(side->control);
-    if (control > 3) CHECK_EQ(close_range(3, control - 1, 0), 0);
-    CHECK_EQ(close_range(control + 1, ~0u, 0), 0);
+    unsigned from = 3;
+    const auto control = static_cast<unsigned>(side->control), pipe_end = static_cast<unsigned>(connected);
+    for (const unsigned keep : {control < pipe_end ? control : pipe_end, control < pipe_end ? pipe_end : control}) {
+      if (keep > from) CHECK_EQ(close_range(from, keep - 1, 0), 0);
+      from = keep + 1;
+    }
+    CHECK_EQ(close_range(from, ~0u, 0), 0);
   }
   static Conn conn;
   conn.side = side;
   fill_in(side, &conn, id);
   conn.cls = Class::kLoop;
   const int fd = connect_and_tell(&w, side, id);
+  CHECK_EQ(write(connected, "c", 1), 1);
   conn.role[kSend].fd = conn.role[kReceive].fd = fd;
   run_child(&w, &conn);
   _exit(0);
@@ -126,9 +131,17 @@ class Children {
   void start(Side* side, uint64_t id) {
     if (count_ == 2) reap(1);
     fflush(nullptr);
+    int connected[2];
+    CHECK_EQ(pipe(connected), 0);
     const pid_t pid = fork();
     CHECK(pid >= 0);
-    if (pid == 0) child_main(side, id);
+    if (pid == 0) child_main(side, id, connected[1]);
+    CHECK_EQ(close(connected[1]), 0);
+    // It has copies of our descriptors, so what we close stays open until it ends. If we went on making connections before it has one,
+    // the server might have no slot left for the one that all others wait for.
+    char byte;
+    if (read(connected[0], &byte, 1) != 1) broken(nullptr, nullptr, "a child did not connect", 0, 1);
+    CHECK_EQ(close(connected[0]), 0);
     pids_[count_++] = pid;
     g_totals.ends[kExitUnread].fetch_add(1);
     g_totals.connections.fetch_add(1);
