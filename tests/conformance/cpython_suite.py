@@ -28,9 +28,9 @@ MODULES = {
     "test_epoll": (False, None),
     "test_selectors": (False, ["*EpollSelectorTestCase*"]),
     "test_asyncio": (True, QUICK_ASYNCIO),
-    "test_socketserver": (True, ["*TCP*"]),
-    "test_httplib": (True, []),
-    "test_httpservers": (True, []),
+    "test_socketserver": (False, []),  # the connections are over before they can be upgraded
+    "test_httplib": (True, None),
+    "test_httpservers": (False, []),  # the same
     "test_ssl": (True, []),
     "test_ftplib": (True, []),
     "test_smtplib": (True, []),
@@ -49,12 +49,12 @@ class CPython(Suite):
     def prepare(self, cache):
         sources.install(sources.PYTHON_PACKAGES, cache / "cpython.log")
 
-    def run(self, sandbox, quick, limit):
+    def run(self, sandbox, quick, limit, without=()):
         outcomes = {}
         patterns = self.quick if quick and self.quick else []
         for _ in range(ROUNDS):
             # What has begun has an outcome, so every round makes progress or is the last.
-            new, ended = self.round(sandbox, patterns, NEVER + list(outcomes), limit)
+            new, ended = self.round(sandbox, patterns, [*NEVER, *without, *outcomes], limit)
             outcomes.update(new)
             if ended or not new:
                 return outcomes

@@ -37,9 +37,11 @@ class Rings:
     upgraded: int = 0
     bytes: int = 0
     gate_found_open: int = 0
+    plain: dict = dataclasses.field(default_factory=dict)  # why the others stayed on TCP: {reason: streams}
 
     def __str__(self):
-        return f"{self.upgraded} streams upgraded in {self.processes} processes, {self.bytes} bytes through rings"
+        plain = ", ".join(f"{n} {reason}" for reason, n in sorted(self.plain.items(), key=lambda item: -item[1]))
+        return f"{self.upgraded} streams upgraded in {self.processes} processes, {self.bytes} bytes through rings; on TCP: {plain or 'none'}"
 
 
 def namespace_argv():
@@ -73,6 +75,15 @@ class Sandbox:
 
     def __exit__(self, *unused):
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def give(self, source, name):
+        """A copy of the folder `source` in the home folder, which the tests may write to."""
+        target = self.home / name
+        shutil.copytree(source, target)
+        if os.geteuid() == 0:
+            for path in (target, *target.parents, *target.rglob("*")):
+                if path.is_relative_to(self.home):
+                    shutil.chown(path, "nobody", "nogroup")
 
     def environment(self):
         """Settings as NAME=VALUE words for env(1), which alone is to be preloaded, not the shell around it."""
@@ -111,4 +122,6 @@ class Sandbox:
             total.upgraded += one["upgraded"]
             total.bytes += one["ring_tx_bytes"]
             total.gate_found_open += one["gate_found_open"]
+            for reason, n in one["plain"].items():
+                total.plain[reason] = total.plain.get(reason, 0) + n
         return total
