@@ -9,22 +9,24 @@ import os
 import sys
 import traceback
 
-RECORDS, SECONDS = sys.argv[1], float(sys.argv[2])
-MAIN_PID = os.getpid()
+# Set by main(): multiprocessing's spawned children import this file, too. Forked ones inherit them and are told by their pid.
+main_pid = None
+records = None
+seconds = None
 
 
 def record(test_id, status, detail=""):
-    if os.getpid() != MAIN_PID:  # children of fork run the same classes
+    if os.getpid() != main_pid:
         return
     line = json.dumps({"id": test_id, "status": status, "detail": detail[-4000:]}) + "\n"
-    fd = os.open(RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.write(fd, line.encode())
     os.close(fd)
 
 
 def arm():
-    if os.getpid() == MAIN_PID:
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
+    if os.getpid() == main_pid:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
 
 
 def recording(base):
@@ -73,6 +75,8 @@ def recording(base):
 
 
 def main():
+    global main_pid, records, seconds
+    main_pid, records, seconds = os.getpid(), sys.argv[1], float(sys.argv[2])
     sys.path.pop(0)
     sys.argv[1:] = sys.argv[3:]
     from test.support import testresult

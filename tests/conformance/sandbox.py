@@ -98,7 +98,8 @@ class Sandbox:
         return words
 
     def run(self, argv, timeout, cwd=None, extra=()):
-        command = [*namespace_argv(), "sh", "-c", INSIDE, "sh", *user_argv(), "env", "-i", *self.environment(), *extra, *argv]
+        # Default signals: in a background job SIGINT is ignored, and the tests would inherit that.
+        command = [*namespace_argv(), "sh", "-c", INSIDE, "sh", *user_argv(), "env", "--default-signal", "-i", *self.environment(), *extra, *argv]
         with tempfile.TemporaryFile() as out:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd or self.home, start_new_session=True
