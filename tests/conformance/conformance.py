@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -116,6 +117,7 @@ def check_rings(suite, setting, rings, verdict, whole):
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *unused: sys.exit(143))  # so that what runs in the sandbox ends, too
     suites = cpython_suite.suites() + command_suites.suites()
     args = arguments(suites)
     chosen = [s for s in suites if (s.name in args.suite or not args.suite) and not (args.quick and s.quick == [])]
