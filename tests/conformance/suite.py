@@ -13,7 +13,7 @@ class Outcome:
 class Suite:
     name = ""
     rings_expected = True  # with rings allowed, at least one stream has to be upgraded
-    tiny = "64B"  # ring in the setting tiny; more where a test relies on a message of some size to fit into a socket's buffers
+    tiny = "64B"  # MPKLINK_RING_KIB in the setting tiny
     quick: list | None = []  # what --quick runs: patterns, None for everything, [] for nothing
 
     def prepare(self, cache):
