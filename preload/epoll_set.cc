@@ -572,6 +572,17 @@ void epoll_sets_forked_child() {
   }
 }
 
+void tell_again(EpollSet* set, std::uint64_t data) {
+  const LockGuard guard(set->lock);
+  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+    EpollMember* m = member_at(i);
+    if (m->set != set || !m->managed || m->data != data) continue;
+    m->causes = ~std::uint32_t{0};
+    m->disabled = false;
+    push_ready(set, m);
+  }
+}
+
 void leave_inherited_streams(EpollSet* set) {
   if (set->inherited.exchange(0) == 0) return;
   for (std::uint32_t i = 0; i < g_member_count; ++i) {

@@ -105,6 +105,7 @@ void share_epoll_fd(EpollSet* set, int fd);  // dup
 void epoll_sets_forget_pair(Pair* pair);
 SpinLock& epoll_sets_lock();
 SpinLock& epoll_members_lock();
+void tell_again(EpollSet* set, std::uint64_t data);  // what was told with `data` did not reach the program
 void epoll_sets_forked_child();
 // A forked child waits in a set of its parent's: the streams in it go back to TCP, whose events the kernel tells both.
 void leave_inherited_streams(EpollSet* set);

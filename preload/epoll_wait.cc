@@ -241,8 +241,8 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
     return epoll_wait_managed(set, events, maxevents, timeout_ns, mask);
   }
   const int n = counted_wait(set, events, maxevents, timeout_ns, mask);
-  if (n <= 0 || set->poller == kNoPoller) return n;
-  // A stream of the set was upgraded while we slept.
+  if (n <= 0) return n;
+  // A stream of the set was upgraded while we slept, or a bell is still in it: a forked child's set is its parent's, bells and all.
   const int kept = filter(set, events, n);
   if (kept > 0) return kept;
   std::int64_t left = timeout_ns;

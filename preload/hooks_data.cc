@@ -36,11 +36,21 @@ std::uint64_t nanoseconds(const timespec& t) {
   return static_cast<std::uint64_t>(t.tv_sec) * 1000000000u + static_cast<std::uint64_t>(t.tv_nsec);
 }
 
+void keep_error(int fd, int error) {
+  if (Stream* s = stream_of(fd)) keep_for_next_call(s, error);
+}
+
 // As the kernel: what was left of the time.
 void leave_rest(timespec* timeout, std::uint64_t deadline) {
   const std::uint64_t now = now_ns();
   const std::uint64_t left = deadline > now ? deadline - now : 0;
   *timeout = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+}
+
+// The rest of a message would be missing in front of the next one (net/socket.c, __sys_sendmmsg: msg_data_left).
+bool sent_partly(const msghdr& header, ssize_t sent) {
+  std::size_t total = 0;
+  return check_parts(header.msg_iov, static_cast<int>(header.msg_iovlen), &total) == 0 && static_cast<std::size_t>(sent) < total;
 }
 
 // recvmmsg(2) begins with the socket's error, before any data (net/socket.c, do_recvmmsg).
@@ -251,7 +261,11 @@ int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, st
   int each = flags & ~MSG_WAITFORONE;
   while (done < n) {
     const ssize_t got = receive_message_any(fd, &messages[done].msg_hdr, each);
-    if (got < 0) return done > 0 ? static_cast<int>(done) : -1;
+    if (got < 0) {
+      if (done == 0) return -1;
+      keep_error(fd, errno);  // it is the next call's
+      return static_cast<int>(done);
+    }
     messages[done++].msg_len = static_cast<unsigned>(got);
     if (flags & MSG_WAITFORONE) each |= MSG_DONTWAIT;
     if (deadline != 0 && now_ns() >= deadline) break;
@@ -271,6 +285,7 @@ int mpklink_sendmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags) {
     const ssize_t sent = send_message_any(fd, &messages[done].msg_hdr, flags);
     if (sent < 0) return done > 0 ? static_cast<int>(done) : -1;
     messages[done++].msg_len = static_cast<unsigned>(sent);
+    if (sent_partly(messages[done - 1].msg_hdr, sent)) break;
   }
   return static_cast<int>(done);
 }

@@ -35,13 +35,14 @@ void make_way_for_option(int fd, Stream* s, int level, int name, const void* val
   if (level == IPPROTO_TCP && name == TCP_REPAIR) revoke(fd, s, Reason::kRepair);
 }
 
-void note_option(Stream* s, int level, int name, const void* value, socklen_t size) {
+void note_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
   if (level != SOL_SOCKET || value == nullptr) return;
   if (name == SO_RCVLOWAT && size >= sizeof(int)) {
     int mark = 0;
     memcpy(&mark, value, sizeof mark);
     s->low_water.store_release(mark < 0 ? INT_MAX : static_cast<uint32_t>(mark));
     refresh_members(s);
+    wake_own_sleepers(fd, s);
   }
   if (size < sizeof(timeval)) return;
   timeval time = {};
@@ -103,7 +104,7 @@ int mpklink_setsockopt(int fd, int level, int name, const void* value, socklen_t
   if (Stream* s = stream_of(fd)) make_way_for_option(fd, s, level, name, value, size);
   const int result = real().setsockopt(fd, level, name, value, size);
   if (result != 0) return result;
-  if (Stream* s = stream_of(fd)) note_option(s, level, name, value, size);
+  if (Stream* s = stream_of(fd)) note_option(fd, s, level, name, value, size);
   return result;
 }
 

@@ -48,8 +48,10 @@ int epoll_wait_any(int epfd, epoll_event* events, int max, std::int64_t timeout_
     // Bad memory matters only once there is something to store.
     epoll_event one = {};
     const int n = epoll_wait_managed(set, &one, 1, timeout_ns, mask);
-    if (n > 0) errno = EFAULT;
-    return n > 0 ? -1 : n;
+    if (n <= 0) return n;
+    tell_again(set, one.data.u64);
+    errno = EFAULT;
+    return -1;
   }
   return epoll_wait_kernel(set, events, max, timeout_ns, mask);
 }

@@ -12,6 +12,7 @@
 #include "preload/readiness.h"
 #include "preload/revoke.h"
 #include "preload/spin.h"
+#include "preload/transfer.h"
 #include "preload/wait.h"
 
 namespace mpklink {
@@ -83,6 +84,7 @@ class PollCall {
   void answer();
   bool look_at_rings();
   short shown_of_set(nfds_t i) const;
+  void look_for_orphans();
   void cap_by_sets(std::int64_t* cap) const;
   void listen();
   int ask(const timespec* timeout, const sigset_t* mask, nfds_t count);
@@ -237,7 +239,11 @@ int PollCall::merge() {
   int ready = 0;
   for (nfds_t i = 0; i < n_; ++i) {
     if (entries_[i].pinned) {
-      note_kernel_events(entries_[i].stream, bits(kernel_[i].revents) & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+      const std::uint32_t told = bits(kernel_[i].revents);
+      note_kernel_events(entries_[i].stream, told & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+      // A connection that is over is readable and writable; we may not have asked for either.
+      const std::uint32_t over = told & (EPOLLHUP | EPOLLERR) ? EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM : 0;
+      fds_[i].revents = static_cast<short>(bits(fds_[i].revents) | (bits(fds_[i].events) & over));
     }
     if (entries_[i].set != nullptr) {
       kernel_[i].revents = static_cast<short>((kernel_[i].revents & ~(POLLIN | POLLRDNORM)) | shown_of_set(i));
@@ -263,6 +269,13 @@ void PollCall::cap_by_sets(std::int64_t* cap) const {
   }
 }
 
+// Of a peer that dies after its FIN the kernel says nothing: a full ring would never have space again.
+void PollCall::look_for_orphans() {
+  for (nfds_t i = 0; i < n_; ++i) {
+    if (entries_[i].pinned && (bits(fds_[i].events) & (EPOLLOUT | EPOLLWRNORM))) look_for_orphan(fds_[i].fd, entries_[i].stream, true);
+  }
+}
+
 int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   std::int64_t wait_ns = left_ns;
   std::int64_t cap = slow_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
@@ -280,6 +293,7 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   if (n < 0) return -1;
   if (bell_ >= 0 && kernel_[n_].revents != 0) drain_bell(poller_);
   const int ready = merge();
+  if (n == 0 && wants_space_) look_for_orphans();
   *again = ready == 0 && (n > 0 || wait_ns != left_ns);
   return ready;
 }

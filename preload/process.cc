@@ -157,6 +157,13 @@ void initialise() {
   p.initialised.store_release(2);  // SYNC: settings read
 }
 
+void reset_counters() {
+  Process& p = g_process;
+  auto* word = reinterpret_cast<Atomic<std::uint64_t>*>(&p.counters);
+  for (std::size_t i = 0; i < sizeof(Counters) / sizeof(*word); ++i) word[i].store_relaxed(0);
+  p.guard.reset_counters();
+}
+
 void forked_child() {
   Process& p = g_process;
   if (g_own_memory != nullptr) g_own_memory->store_relaxed(1);  // relaxed: one thread here
@@ -166,9 +173,7 @@ void forked_child() {
   p.generation.fetch_add(1);
   p.id = {};
   p.setup_lock.reset();
-  auto* word = reinterpret_cast<Atomic<std::uint64_t>*>(&p.counters);
-  for (std::size_t i = 0; i < sizeof(Counters) / sizeof(*word); ++i) word[i].store_relaxed(0);
-  p.guard.reset_counters();
+  reset_counters();
   p.guard.forked_child();
 }
 

@@ -52,7 +52,12 @@ void look_at_output(Stream* s, Readiness* r) {
     return;
   }
   const bool closed = outgoing(s).consumer.closed.load_relaxed() != 0;  // relaxed: behind the acquire in refresh
-  if (corrupt || closed || producer.writable() || producer.wish_space(&corrupt) || corrupt) r->events |= kWrites;
+  if (corrupt || closed || producer.writable() || producer.wish_space(&corrupt) || corrupt) {
+    r->events |= kWrites;
+  } else if (note_full(s, producer.head())) {
+    r->give_back = true;
+    r->ask_kernel |= EPOLLOUT;
+  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 
 #include "preload/epoll_set.h"
+#include "preload/fd_table.h"
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/readiness.h"
@@ -216,8 +217,10 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   }
   if (n > 0) n = kernel_receive(c, skip, limit);
   if (n > 0) {
-    *follow = count_and_follow(s, n, c.flags) || *follow;
-    return moved(n);
+    Step of_kernel = moved(n);
+    of_kernel.more = count_and_follow(s, n, c.flags);  // the ring has more for this call, perhaps
+    *follow = of_kernel.more || *follow;
+    return of_kernel;
   }
   const int error = n < 0 ? errno : 0;
   if (error == EAGAIN) {
@@ -248,6 +251,19 @@ ssize_t receive_nothing(const Call& c) {
     const int error = block(c, EPOLLIN, 0, c.s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(0, error);
   }
+}
+
+// The stream went back to TCP in the middle of a call that waits for all: the kernel goes on.
+ssize_t receive_rest(const Call& c, std::size_t done) {
+  if (fd_table().stream(c.fd) != c.s || managed(state_of(c.s))) return static_cast<ssize_t>(done);
+  iovec to[kPartsMax];
+  msghdr header = {};
+  header.msg_iov = to;
+  header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, done, SIZE_MAX, to));
+  const ssize_t n = header.msg_iovlen == 0 ? 0 : real().recvmsg(c.fd, &header, c.flags);
+  if (n > 0) c.s->tcp_received.fetch_add(static_cast<std::uint64_t>(n));
+  if (n < 0) keep_for_next_call(c.s, errno);
+  return static_cast<ssize_t>(done) + (n > 0 ? n : 0);
 }
 
 // MSG_PEEK with MSG_WAITALL waits for all, which stay where they are: no event says that there are more, so it is by time. False:
@@ -287,6 +303,7 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     {
       const TransferLock lock(fd, s, TransferLock::kReceive);
       if (lock.reentered()) return finish_call(done, EAGAIN);
+      if (!lock.held() && done > 0 && (flags & MSG_WAITALL)) return receive_rest(call, done);
       if (!lock.held()) return lost_stream(fd, s, done, waited);
       step = receive_step(call, done, total - done, &follow);
     }

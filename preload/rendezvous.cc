@@ -73,6 +73,7 @@ void retry_or_give_up(Stream* s, Reason reason) {
 
 Reason reason_of(int error) {
   if (error == EMFILE || error == ENFILE) return Reason::kNoDescriptors;
+  if (error == EPIPE || error == ECONNRESET || error == ENOTCONN) return Reason::kShortLived;  // the peer has closed
   if (error == ENOMEM || error == ENOSPC || error == EFBIG) return Reason::kNoMemory;
   return Reason::kSystem;
 }
@@ -180,6 +181,8 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   s->answered.store_relaxed(0);                               // relaxed: both locks are held
   s->revoke_noted.store_relaxed(0);
   s->bells_lost.store_relaxed(0);
+  s->stalled.store_relaxed(0);
+  s->full_since_ns.store_relaxed(0);
   s->ring_tx_base = s->ring_rx_base = 0;
   const Gate gate;
   s->core->send.tcp_sent.store_relaxed(s->tcp_sent.load_relaxed());
@@ -249,7 +252,7 @@ void connector_hello(Stream* s) {
     if (errno == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
-      give_up(s, Reason::kPeerProtocol);
+      give_up(s, errno == EPROTO ? Reason::kPeerProtocol : Reason::kShortLived);
     }
     return;
   }
@@ -430,7 +433,7 @@ void connector_await(int fd, Stream* s) {
   if (s->tries++ == 0) s->first_try_ns = now;
   if (gone || (s->tries >= kAwaitTriesMax && now - s->first_try_ns > kAwaitNs)) {
     // It has declined, or has not answered for long.
-    withdraw_offer(s, gone ? Reason::kPeerProtocol : Reason::kPeerAbsent);
+    withdraw_offer(s, gone ? Reason::kShortLived : Reason::kPeerAbsent);
     return;
   }
   next_try_in(s, s->tries < kAwaitTriesMax ? s->tries : kAwaitTriesMax);
@@ -484,7 +487,7 @@ void acceptor_accept(Stream* s, const Addresses& addresses) {
   hello.version = kLayoutVersion;
   hello.process = own_id();
   if (!send_message(hidden, &hello, sizeof hello, nullptr, 0)) {
-    give_up(s, Reason::kPeerProtocol);
+    give_up(s, reason_of(errno));
     return;
   }
   s->rendezvous_step = kTake;
@@ -602,7 +605,8 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
   read_options(fd, s);
   const bool managed_all = manage_members(s);
   if (!managed_all || !say_accepted(s)) {
-    abandon_offer(s, offer.new_pair != 0, managed_all ? Reason::kPeerProtocol : Reason::kLimit);
+    // It has closed, or lost its patience.
+    abandon_offer(s, offer.new_pair != 0, managed_all ? Reason::kShortLived : Reason::kLimit);
     return;
   }
   if (offer.new_pair) {
@@ -630,12 +634,12 @@ void acceptor_take(int fd, Stream* s) {
   for (int& one : fds) one = -1;
   int count = 0;
   if (!receive_message(s->rendezvous_fd, &offer, sizeof offer, fds, &count)) {
-    const bool nothing_yet = errno == EAGAIN;
+    const int error = errno;
     settle(s, State::kCandidate);
-    if (nothing_yet) {
+    if (error == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
-      give_up(s, Reason::kPeerProtocol);
+      give_up(s, error == EPROTO ? Reason::kPeerProtocol : Reason::kShortLived);
     }
     return;
   }

@@ -28,7 +28,8 @@ bool asked_for(Stream* s) {
   const Gate gate;
   if (static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return false;  // relaxed: send lock
   if (s->send_over_tcp.load_relaxed()) return false;  // relaxed: TCP takes nothing more of us; the rest is read from the ring
-  if (incoming(s).producer.look_back.load_acquire() != 0) freeze(&outgoing(s).consumer);     // SYNC: look_back
+  const bool told = incoming(s).producer.look_back.load_acquire() != 0;  // SYNC: look_back
+  if (told || s->stalled.load_relaxed()) freeze(&outgoing(s).consumer);   // relaxed: own word
   return (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;                        // SYNC: frozen
 }
 
@@ -142,6 +143,12 @@ bool settle_upgrade(Stream* s, Reason reason) {
 
 }  // namespace
 
+void wake_own_sleepers(int fd, Stream* s) {
+  if (!pin(fd, s)) return;
+  wake_own_sleepers(s);
+  unpin(s);
+}
+
 void note_revoked(Stream* s) {
   if (s->revoke_noted.exchange(1) == 0) process().counters.revoked.fetch_add(1);
 }
@@ -149,6 +156,7 @@ void note_revoked(Stream* s) {
 void revoke(int fd, Stream* s, Reason reason) {
   const ErrnoSaver keep;
   s->stay_plain.store_release(1);
+  if (reason == Reason::kPassed || reason == Reason::kExec) s->handed_on.store_release(1);
   make_plain(s, reason);
   if (!managed(state_of(s)) || locks_held_here() != 0) return;  // in a handler that interrupted us: nothing can be done
   if (!settle_upgrade(s, reason)) return;
@@ -190,6 +198,11 @@ void answer_freeze(int fd, Stream* s) {
     const TransferLock lock(fd, s, TransferLock::kSend);
     if (!lock.held() || s->core == nullptr) return;
     if (!asked_for(s) || give_back(fd, s)) s->answered.store_relaxed(1);  // relaxed: a hint
+  }
+  if (s->stalled.exchange(0) != 0) {
+    count_plain(Reason::kStalled);
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (lock.held() && s->core != nullptr) call_back(s, false);  // the other direction comes back, too, so that both may begin anew
   }
   leave_channel(fd, s);
 }

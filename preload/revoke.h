@@ -25,6 +25,9 @@ void answer_all_freezes();
 // A look found that a direction changed its path, or that the peer asks for an answer. No lock held.
 void path_moved(int fd, Stream* s);
 
+// Threads of ours that sleep on the stream look again. No lock held.
+void wake_own_sleepers(int fd, Stream* s);
+
 // Counts, once an upgrade, that a direction of the stream was frozen.
 void note_revoked(Stream* s);
 

@@ -51,7 +51,7 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     if (got == 0) break;
     if (got < 0) {
       error = static_cast<int>(-got);
-      if (error == ESPIPE && offset == nullptr) error = EINVAL;
+      if ((error == ESPIPE && offset == nullptr) || error == EISDIR) error = EINVAL;
       break;
     }
     const iovec part = {buffer, static_cast<std::size_t>(got)};
@@ -62,6 +62,7 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     }
     if (sent < 0) {
       error = errno;
+      if (done > 0) keep_for_next_call(s, error);
       break;
     }
     done += static_cast<std::size_t>(sent);

@@ -65,18 +65,24 @@ void reset_stream(Stream* s) {
   s->rearming = nullptr;
   s->members = nullptr;
   s->ring_tx_base = s->ring_rx_base = 0;
+  s->tcp_tx_base = s->tcp_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
-      &s->low_water, &s->stay_plain, &s->answered, &s->revoke_noted, &s->last_fd,
+      &s->low_water, &s->stay_plain, &s->handed_on, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds};
   for (auto* word : words) word->store_relaxed(0);
-  Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns};
+  Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns,
+                                         &s->full_head, &s->full_since_ns};
   for (auto* word : wide) word->store_relaxed(0);
 }
 
 void account_tcp_bytes(Stream* s) {
-  process().counters.tcp_tx.fetch_add(s->tcp_sent.exchange(0));
-  process().counters.tcp_rx.fetch_add(s->tcp_received.exchange(0));
+  const std::uint64_t sent = s->tcp_sent.load_relaxed();  // relaxed: a statistic
+  const std::uint64_t received = s->tcp_received.load_relaxed();
+  process().counters.tcp_tx.fetch_add(sent - s->tcp_tx_base);
+  process().counters.tcp_rx.fetch_add(received - s->tcp_rx_base);
+  s->tcp_tx_base = sent;
+  s->tcp_rx_base = received;
 }
 
 void free_stream(Stream* s) {
@@ -95,8 +101,9 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
     const Gate gate;
     RingConsumer consumer = consumer_of(s);
     Direction& in = incoming(s);
-    // Of a frozen ring the kernel has, or gets, what was unread: for whoever else has the socket, or to answer it with a reset.
-    *unread = !consumer.frozen() && (!consumer.refresh() || consumer.available() > 0);
+    // Of a frozen ring the kernel has what was unread, and counts it, or gets it for whoever else has the socket.
+    const bool in_kernel = consumer.frozen() && (in.producer.returned.load_acquire() != 0 || s->handed_on.load_relaxed());  // SYNC: returned
+    *unread = !in_kernel && (!consumer.refresh() || consumer.available() > 0);
     in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
@@ -230,6 +237,19 @@ void make_plain(Stream* stream, Reason reason) {
   // A socket not connected yet: what it will carry stays on TCP all the same.
   expected = static_cast<std::uint32_t>(State::kFresh);
   if (stream->state.compare_exchange(expected, plain)) count_plain(reason);
+}
+
+bool note_full(Stream* s, std::uint64_t head) {
+  constexpr std::uint64_t kStallNs = 200000000;
+  const std::uint64_t now = now_ns();
+  if (s->full_since_ns.load_relaxed() == 0 || s->full_head.load_relaxed() != head) {  // relaxed: hints about time
+    s->full_head.store_relaxed(head);
+    s->full_since_ns.store_relaxed(now);
+    return false;
+  }
+  if (now - s->full_since_ns.load_relaxed() < kStallNs) return false;
+  s->stalled.store_relaxed(1);
+  return true;
 }
 
 std::uint64_t low_water(const Stream* s) {
@@ -384,6 +404,8 @@ void streams_forked_child(bool prepared) {
     s->tries = 0;
     s->next_try.store_relaxed(0);                 // relaxed: one thread here
     if (!prepared) s->holders = nullptr;          // the parent counted nobody
+    s->tcp_tx_base = s->tcp_sent.load_relaxed();  // relaxed: one thread here
+    s->tcp_rx_base = s->tcp_received.load_relaxed();
     if (s->holders == nullptr) make_plain(s, Reason::kForked);
     if (s->after_pins.load_relaxed() != 0) finish(s);  // relaxed: one thread here
     if (s->channel == nullptr || !managed(state_of(s))) {

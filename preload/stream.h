@@ -70,6 +70,9 @@ struct Stream {
   Atomic<std::uint32_t> bells_lost;     // a poller of the peer cannot be rung: the ring has to end
   Atomic<std::uint32_t> poisoned;       // the peer lied in shared memory: every operation is ECONNRESET
   Atomic<std::uint32_t> stay_plain;     // once off the ring, for ever
+  Atomic<std::uint64_t> full_head, full_since_ns;  // the ring was found full with its head there, since then
+  Atomic<std::uint32_t> stalled;        // … for so long that the stream goes back to TCP, whose buffers hold more
+  Atomic<std::uint32_t> handed_on;      // another process may have it, one that we do not know
   Atomic<std::uint32_t> answered;       // what the peer's look_back asked for was done
   Atomic<std::uint32_t> revoke_noted;   // counted
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
@@ -103,6 +106,7 @@ struct Stream {
   Atomic<std::uint32_t> last_fd;       // the one entered last; perhaps not its any more
   SpinLock members_lock;
   EpollMember* members;                // its registrations in epoll sets; under members_lock
+  std::uint64_t tcp_tx_base, tcp_rx_base;    // what TCP had carried when this process came to it, or counted last
   std::uint64_t ring_tx_base, ring_rx_base;  // what the ring had carried when this process came to it (fork)
   Stream* next_free;
 };
@@ -122,6 +126,9 @@ void count_plain(Reason reason);
 // The descriptor is gone (closed, overwritten, or found to be something else). The last one ends the stream.
 void forget_fd(int fd);
 
+// The ring is full and its consumer is at `head`. True: it has not moved for long. A program may rely on TCP's buffers, which hold
+// megabytes: one that writes all before it, or its peer, reads would wait for ever on a ring.
+bool note_full(Stream* s, std::uint64_t head);
 // How many bytes make the ring readable: SO_RCVLOWAT, but never more than fit.
 std::uint64_t low_water(const Stream* s);
 RingProducer producer_of(Stream* s);

@@ -97,9 +97,13 @@ ssize_t finish_call(std::size_t done, int error) {
 }
 
 ssize_t finish_call(Stream* s, std::size_t done, int error) {
-  const bool told = error != EAGAIN && error != EINTR && error != EFAULT && error != EPIPE && error != EBADF;
-  if (done > 0 && told) s->pending_error.store_release(static_cast<std::uint32_t>(error));
+  if (done > 0) keep_for_next_call(s, error);
   return finish_call(done, error);
+}
+
+void keep_for_next_call(Stream* s, int error) {
+  const bool told = error != EAGAIN && error != EINTR && error != EFAULT && error != EPIPE && error != EBADF && error != EINVAL;
+  if (told) s->pending_error.store_release(static_cast<std::uint32_t>(error));
 }
 
 ssize_t lost_stream(int fd, const Stream* s, std::size_t done, bool waited) {
