@@ -36,6 +36,7 @@ void before_fork() {
     locked |= 1u << i;
   }
   g_locked = locked;
+  pairs_before_fork();
 }
 
 void after_fork_in_parent() {

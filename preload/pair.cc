@@ -228,6 +228,15 @@ bool send_bell(Pair* pair, std::uint32_t id, int bell_fd, bool* fresh) {
   return true;
 }
 
+void pairs_before_fork() {
+  for (Pair* pair : g_pairs) {
+    if (pair == nullptr) return;
+    if (!pair->used || pair->lock.held_by_this_thread() || pair->generation != process().generation.load_relaxed()) continue;  // relaxed: changes by fork only
+    const LockGuard guard(pair->lock);
+    if (pair->control_fd >= 0) drain_control(pair);
+  }
+}
+
 // The child has the mappings, to use streams it inherited, but neither speaks nor listens on the parent's channels.
 void pairs_forked_child() {
   for (Pair* pair : g_pairs) {

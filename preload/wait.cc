@@ -113,6 +113,12 @@ bool ready_now(Stream* s, int fd, std::uint32_t event) {
   return r.ask_kernel != 0 && (kernel_readiness(s, fd, r.ask_kernel) & (event | EPOLLERR | EPOLLHUP)) != 0;
 }
 
+// A hint. Of a frozen ring nothing is taken, whatever it holds. Gate open.
+bool bytes_in_ring(Stream* s) {
+  const std::uint64_t word = incoming(s).consumer.head.load_relaxed();            // relaxed: our own word, and a hint
+  return word != incoming(s).producer.tail.load_relaxed() && !(word & kFrozenBit);  // relaxed: a hint
+}
+
 // Spins on the ring. True: the stream is ready.
 bool spin_on(Stream* s, std::uint32_t event) {
   const std::uint32_t budget = spin_budget_ns(process().settings.spin_us, s->gap_ns.load_relaxed());  // relaxed: a mean
@@ -125,9 +131,7 @@ bool spin_on(Stream* s, std::uint32_t event) {
   do {
     const Gate gate;
     for (int i = 0; i < 32; ++i) {
-      const bool ready = event == EPOLLIN ? incoming(s).producer.tail.load_relaxed() !=  // relaxed: a hint
-                                                s->core->consumer.head.load_relaxed()
-                                          : (ring_readiness(s, event).events & event) != 0;
+      const bool ready = event == EPOLLIN ? bytes_in_ring(s) : (ring_readiness(s, event).events & event) != 0;
       if (ready) return true;
       cpu_relax();
     }
