@@ -341,7 +341,7 @@ std::uint64_t tag_prefix() {
   if (known != 0) return known;
   std::uint64_t random = 0;
   const ErrnoSaver keep;
-  if (::getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
+  if (quiet().getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
   random = (random | (std::uint64_t{1} << 63)) & ~kTagIndexMask;
   return prefix.compare_exchange(known, random) ? random : known;
 }
@@ -379,7 +379,7 @@ void nudge(EpollSet* set) {
   if (!always_armed(set)) return;
   const ErrnoSaver keep;
   const std::uint64_t one = 1;
-  if (real().write(bell_of(set->poller), &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
+  if (quiet().write(bell_of(set->poller), &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
 }
 
 EpollSet* make_epoll_set(int epfd) {

@@ -25,6 +25,7 @@ int collect(EpollSet* set, epoll_event* events, int max) {
 
 int kernel_wait(const EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask) {
   const RealCalls& r = real();
+  if (timeout_ns == 0) return quiet().epoll_pwait(set->epfd, events, max, 0, mask);
   if (timeout_ns > 0 && timeout_ns % 1000000 != 0 && r.epoll_pwait2 != nullptr) {
     const timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     const int n = r.epoll_pwait2(set->epfd, events, max, &timeout, mask);
@@ -175,6 +176,7 @@ void pass_on(EpollSet* set) {
 int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns,
                        const sigset_t* mask) {
   if (maxevents <= 0) return kernel_wait(set, events, maxevents, 0, mask);  // EINVAL
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
   if (set->inherited.load_relaxed() != 0) leave_inherited_streams(set);  // relaxed: set at a fork, with one thread
   std::uint64_t start = 0;
   bool asked = false;

@@ -72,7 +72,7 @@ bool give_back_patiently(int fd, Stream* s, Lock lock) {
       continue;
     }
     pollfd p = {fd, POLLOUT, 0};
-    real().poll(&p, 1, kRoundMs);
+    quiet().poll(&p, 1, kRoundMs);
   }
   log(LogLevel::kError, FMT_COMPILE("fd {}: the peer does not take the bytes that go back to TCP"), fd);
   return false;
@@ -88,7 +88,7 @@ bool give_back(int fd, Stream* s) {
     next_chunk(s, &c);
     if (c.lied) poison(fd, s);
     if (!c.any) return true;
-    const ssize_t n = real().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t n = quiet().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n < 0 && errno == EAGAIN) return false;
     if (n < 0) {
       if (errno != EPIPE) s->pending_error.store_release(static_cast<std::uint32_t>(errno));

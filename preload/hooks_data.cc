@@ -255,6 +255,9 @@ ssize_t mpklink_sendfile64(int out, int in, off64_t* offset, size_t count) noexc
 int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, struct timespec* timeout) {
   if (stream_of(fd) == nullptr) return real().recvmmsg(fd, messages, n, flags, timeout);
   // The time is looked at after each message only (recvmmsg(2), BUGS).
+  if (timeout != nullptr && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000)) {
+    return errno = EINVAL, -1;
+  }
   if (const int error = take_socket_error(fd)) return errno = error, -1;
   const std::uint64_t deadline = timeout == nullptr ? 0 : now_ns() + nanoseconds(*timeout);
   unsigned done = 0;

@@ -258,7 +258,7 @@ int PollCall::merge() {
 int PollCall::ask_now(const sigset_t* mask) {
   answer();
   const timespec now = {};
-  const int n = real().ppoll(kernel_, n_, &now, mask);
+  const int n = quiet().ppoll(kernel_, n_, &now, mask);
   return n < 0 ? -1 : merge();
 }
 
@@ -358,6 +358,7 @@ bool poll_concerns_us(const pollfd* fds, nfds_t n) {
 }
 
 int poll_streams(pollfd* fds, nfds_t n, std::int64_t timeout_ns, const sigset_t* mask) {
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
   Scratch scratch(n);
   if (scratch.entries() == nullptr) {
     errno = ENOMEM;  // as poll(2) when the kernel has none

@@ -82,7 +82,7 @@ Readiness ring_readiness(Stream* s, std::uint32_t interest) {
 std::uint32_t kernel_readiness(Stream* s, int fd, std::uint32_t ask) {
   pollfd p = {fd, static_cast<short>(POLLRDHUP | (ask & EPOLLIN ? POLLIN : 0) | (ask & EPOLLOUT ? POLLOUT : 0)), 0};
   const ErrnoSaver keep;
-  const int n = real().poll(&p, 1, 0);
+  const int n = quiet().poll(&p, 1, 0);
   auto revents = n <= 0 ? 0u : static_cast<std::uint32_t>(static_cast<unsigned short>(p.revents));
   // Not readable now: the edge we remember was for bytes that have been taken. A later one will be told anew.
   if ((ask & EPOLLIN) && !(revents & EPOLLIN)) s->sticky.fetch_and(~std::uint32_t{kStickyIn});

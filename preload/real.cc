@@ -19,8 +19,8 @@ enum : std::uint32_t { kUnresolved = 0, kResolving = 1, kResolved = 2 };
 RealCalls g_real = {};
 Atomic<std::uint32_t> g_resolved;
 
-long raw(long number, long a = 0, long b = 0, long c = 0, long d = 0) {
-  const long result = raw_syscall(number, a, b, c, d);
+long raw(long number, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0, long f = 0) {
+  const long result = raw_syscall(number, a, b, c, d, e, f);
   if (result >= 0) return result;
   errno = static_cast<int>(-result);
   return -1;
@@ -67,7 +67,43 @@ int early_ioctl(int fd, unsigned long request, ...) noexcept {
 int add_seals(int fd, int seals) { return static_cast<int>(raw(SYS_fcntl, fd, F_ADD_SEALS, seals)); }
 int get_seals(int fd) { return static_cast<int>(raw(SYS_fcntl, fd, F_GET_SEALS)); }
 
+template <class T>
+long word(const T* pointer) {
+  return reinterpret_cast<long>(pointer);
+}
+
+constexpr long kMaskSize = 8;  // the kernel's sigset_t
+
+constexpr QuietCalls kQuiet = {
+    early_read,
+    early_write,
+    early_close,
+    [](const char* path, int flags, mode_t mode) { return early_open(path, flags, mode); },
+    [](pollfd* fds, nfds_t n, int ms) { return static_cast<int>(raw(SYS_poll, word(fds), static_cast<long>(n), ms)); },
+    [](pollfd* fds, nfds_t n, const timespec* timeout, const sigset_t* mask) {
+      timespec left = {};  // the system call writes what is left
+      if (timeout != nullptr) left = *timeout;
+      return static_cast<int>(
+          raw(SYS_ppoll, word(fds), static_cast<long>(n), timeout == nullptr ? 0 : word(&left), word(mask), kMaskSize));
+    },
+    [](int epfd, epoll_event* events, int max, int ms, const sigset_t* mask) {
+      return static_cast<int>(raw(SYS_epoll_pwait, epfd, word(events), max, ms, word(mask), kMaskSize));
+    },
+    [](int fd, void* to, size_t n, int flags) -> ssize_t { return raw(SYS_recvfrom, fd, word(to), static_cast<long>(n), flags); },
+    [](int fd, msghdr* message, int flags) -> ssize_t { return raw(SYS_recvmsg, fd, word(message), flags); },
+    [](int fd, const void* from, size_t n, int flags) -> ssize_t {
+      return raw(SYS_sendto, fd, word(from), static_cast<long>(n), flags);
+    },
+    [](int fd, const msghdr* message, int flags) -> ssize_t { return raw(SYS_sendmsg, fd, word(message), flags); },
+    [](int fd, const sockaddr* address, socklen_t size) { return static_cast<int>(raw(SYS_connect, fd, word(address), size)); },
+    [](int fd, sockaddr* address, socklen_t* size, int flags) {
+      return static_cast<int>(raw(SYS_accept4, fd, word(address), word(size), flags));
+    },
+    [](void* to, size_t n, unsigned flags) -> ssize_t { return raw(SYS_getrandom, word(to), static_cast<long>(n), flags); },
+};
+
 void bind_early() {
+  g_real.quiet = kQuiet;
   g_real.open = g_real.open64 = early_open;
   g_real.openat = g_real.openat64 = early_openat;
   g_real.read = early_read;

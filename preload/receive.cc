@@ -112,7 +112,7 @@ ssize_t kernel_receive(const Call& c, std::size_t skip, std::size_t limit) {
   header.msg_iov = to;
   header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, skip, limit, to));
   if (header.msg_iovlen == 0) return errno = EFAULT, -1;
-  return real().recvmsg(c.fd, &header, (c.flags | MSG_DONTWAIT) & ~MSG_WAITALL);
+  return quiet().recvmsg(c.fd, &header, (c.flags | MSG_DONTWAIT) & ~MSG_WAITALL);
 }
 
 bool unread_by_peer(Stream* s) {
@@ -208,7 +208,7 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   if (look.path == Path::kRing) {
     // Bytes in the kernel were sent behind everything in the ring, but perhaps since we looked at it: look first, take later.
     char byte = 0;
-    n = real().recv(c.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    n = quiet().recv(c.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     if (n > 0) {
       step = look_and_wake(c, skip, limit, &look);
       *follow = *follow || look.moved;
@@ -245,7 +245,7 @@ ssize_t receive_nothing(const Call& c) {
   std::uint64_t deadline = 0;
   for (;;) {
     char byte = 0;
-    if (unread_bytes(c.fd, c.s) > 0 || real().recv(c.fd, &byte, 0, MSG_DONTWAIT) == 0) return 0;
+    if (unread_bytes(c.fd, c.s) > 0 || quiet().recv(c.fd, &byte, 0, MSG_DONTWAIT) == 0) return 0;
     if (errno != EAGAIN) return -1;
     if (non_blocking(c.s, c.flags)) return finish_call(0, EAGAIN);
     const int error = block(c, EPOLLIN, 0, c.s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option

@@ -80,7 +80,7 @@ Reason reason_of(int error) {
 
 ProcessId random_id() {
   ProcessId id;
-  if (::getrandom(&id, sizeof id, GRND_NONBLOCK) != sizeof id) {
+  if (quiet().getrandom(&id, sizeof id, GRND_NONBLOCK) != sizeof id) {
     // No entropy yet at boot: unique is enough between processes that prove their identity by other means.
     id.word[1] = process().pid.load_relaxed();  // relaxed: changes by fork only
     id.word[0] = now_ns();
@@ -225,7 +225,7 @@ void connector_meet(Stream* s, const Addresses& addresses) {
     give_up(s, reason_of(errno));
     return;
   }
-  if (real().connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) {
+  if (quiet().connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) {
     const int error = errno;
     drop_socket(s);
     if (error == ECONNREFUSED || error == EAGAIN) {
@@ -288,7 +288,7 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   if (pair == nullptr) {
     *reason = at == nullptr ? reason_of(errno) : Reason::kLimit;
     if (at != nullptr) process().guard.unmap(sys, at);
-    real().close(*board_fd);
+    quiet().close(*board_fd);
     *board_fd = -1;
     return nullptr;
   }
@@ -316,7 +316,7 @@ bool make_channel(Stream* s, Pair* pair, int* channel_fd, Reason* reason) {
   if (slot < 0) {
     *reason = at == nullptr ? reason_of(errno) : Reason::kLimit;
     if (at != nullptr) process().guard.unmap(sys, at);
-    real().close(*channel_fd);
+    quiet().close(*channel_fd);
     return false;
   }
   ++pair->streams;
@@ -388,7 +388,7 @@ void connector_offer(int fd, Stream* s) {
     }
   }
   if (!made) {
-    if (board_fd >= 0) real().close(board_fd);
+    if (board_fd >= 0) quiet().close(board_fd);
     if (later) {
       settle(s, State::kCandidate);
     } else {
@@ -400,8 +400,8 @@ void connector_offer(int fd, Stream* s) {
   const bool managed_all = manage_members(s);
   const bool sent = managed_all && send_offer(s, channel_fd, board_fd);
   const int error = errno;
-  real().close(channel_fd);
-  if (board_fd >= 0) real().close(board_fd);
+  quiet().close(channel_fd);
+  if (board_fd >= 0) quiet().close(board_fd);
   if (!sent) {
     abandon_offer(s, board_fd >= 0, managed_all ? reason_of(error) : Reason::kLimit);
     return;
@@ -428,7 +428,7 @@ void connector_await(int fd, Stream* s) {
   }
   char byte = 0;
   const bool gone = s->rendezvous_fd < 0 ||
-                    real().recv(s->rendezvous_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+                    quiet().recv(s->rendezvous_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
   const std::uint64_t now = now_ns();
   if (s->tries++ == 0) s->first_try_ns = now;
   if (gone || (s->tries >= kAwaitTriesMax && now - s->first_try_ns > kAwaitNs)) {
@@ -459,7 +459,7 @@ void acceptor_listen(Stream* s, const Addresses& addresses) {
 }
 
 void acceptor_accept(Stream* s, const Addresses& addresses) {
-  const int accepted = real().accept4(s->rendezvous_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  const int accepted = quiet().accept4(s->rendezvous_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
   if (accepted < 0) {
     const int error = errno;
     if (error == EAGAIN || error == ECONNABORTED) {

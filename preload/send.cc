@@ -125,7 +125,7 @@ Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
   if (limit != SIZE_MAX) flags &= ~MSG_MORE;  // these bytes are the peer's wake-up: they must not wait for more
   // Bytes have gone already: the call succeeds with those, so no SIGPIPE now.
   if (skip > 0) flags |= MSG_NOSIGNAL;
-  const ssize_t n = real().sendmsg(c.fd, &header, flags);
+  const ssize_t n = quiet().sendmsg(c.fd, &header, flags);
   if (n < 0) return failed(errno);
   count_tcp_sent(c.s, n);
   return moved(n);
@@ -230,7 +230,7 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
   std::size_t total = 0;
   if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
-  if (total == 0) return real().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
+  if (total == 0) return quiet().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
   const Call call = {fd, s, parts, count, flags};
   std::size_t done = 0;
   std::uint64_t deadline = 0;

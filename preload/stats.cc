@@ -109,13 +109,13 @@ void write_stats() {
   add_all(&json);
   rlimit limit = {};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return;  // writing might raise SIGXFSZ
-  const int fd = real().open(p.settings.stats_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+  const int fd = quiet().open(p.settings.stats_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) {
     log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics to {}: {}"), static_cast<const char*>(p.settings.stats_path), errno);
     return;
   }
-  if (real().write(fd, json.text(), json.size()) < 0) log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics: {}"), errno);
-  real().close(fd);
+  if (quiet().write(fd, json.text(), json.size()) < 0) log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics: {}"), errno);
+  quiet().close(fd);
 }
 
 }  // namespace mpklink
