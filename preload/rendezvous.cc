@@ -28,7 +28,7 @@ enum Step : std::uint8_t { kMeet, kHello, kOffer, kAwaitAccept, kListen, kAccept
 constexpr std::uint32_t kTriesMax = 7;          // 2, 4, 8, 16, 16 … operations apart, and over at least kTriesNs
 constexpr std::uint32_t kDistanceMax = 16;      // … to meet
 constexpr std::uint32_t kDistanceMet = 2;       // … once the peer is known to be there
-constexpr std::uint64_t kTriesNs = 50000000;
+constexpr std::uint64_t kTriesNs = 200000000;
 constexpr std::uint32_t kPostponeMax = 64;      // upgrades that wait for a new pair before another pair is made
 constexpr std::uint32_t kAwaitTriesMax = 16;
 constexpr std::uint32_t kReturnsMax = 8;      // a stream that keeps coming back is not worth another ring
@@ -547,7 +547,6 @@ bool offer_is_sane(const OfferMessage& offer, int fds) {
 bool slot_is_free(Pair* pair, std::uint32_t slot) {
   auto* old = reinterpret_cast<Stream*>(pair->stream_of_slot[slot].load_acquire());
   if (old == nullptr) return true;
-  if (old->forked.load_relaxed()) return false;  // relaxed: a closing parent says nothing then
   old->pins.fetch_add(1);                        // SYNC: pins, before the look at the channel
   bool closed = true;
   if (old->pair == pair && old->slot == slot && managed(state_of(old)) && old->channel != nullptr) {

@@ -29,7 +29,7 @@ WATCH = """
 # What the patterns above find by accident: why it is none of ours → the names.
 EXCLUDED = {
     "threads, mutexes and semaphores": r"_*pthread_\w+|thrd_\w+|mtx_\w+|cnd_\w+|tss_\w+|sem_\w+|__nptl_\w+|_thread_db_\w+|__lll_\w+",
-    "prepares a later posix_spawn": r"posix_spawn(attr|_file_actions)_\w+",
+    "prepares a later posix_spawn": r"posix_spawn(attr|_file_actions)_(?!adddup2)\w+",
     "works on a FILE, whose descriptor left the ring at fdopen":
         r"(__)?f(read|write)(_unlocked)?(_chk)?|__f(readable|reading|writable|writing)|(__)?v?f?w?printf(_chk)?|(__)?getmntent_r|"
         r"(__)?setmntent|psignal|_IO_v?f?printf|_IO_f(read|write)|(__)?v?fwprintf(_chk)?",
