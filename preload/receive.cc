@@ -4,7 +4,9 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
@@ -14,6 +16,7 @@
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
+#include "shm/raw_syscall.h"
 
 namespace mpklink {
 namespace {
@@ -156,7 +159,7 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit) {
   const int fd = c.fd;
   if (s->core == nullptr) return moved(0);
   const Step rest = rescue(c, skip, limit);
-  if (rest.n != 0 || s->forked.load_relaxed()) return rest;  // relaxed: set once
+  if (rest.n != 0 || !alone(s)) return rest;
   // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
   if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);
   // Asked again once it is dead: it may have read the rest between the two looks, and then ended well.
@@ -164,6 +167,14 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit) {
   if (s->end_reported.exchange(1) != 0) return moved(0);
   log(LogLevel::kWarn, FMT_COMPILE("fd {}: the peer died with unread bytes; TCP would have reset the connection"), fd);
   return failed(ECONNRESET);
+}
+
+// The ring was frozen with bytes in it, and the sender is about to give them back, or will at its next operation.
+bool still_to_come(Stream* s) {
+  const Gate gate;
+  if (incoming(s).producer.returned.load_acquire() != 0) return false;  // SYNC: returned
+  RingConsumer consumer = consumer_of(s);
+  return consumer.refresh() && consumer.available() > 0;
 }
 
 bool must_ask_kernel(Stream* s, Path path) {
@@ -225,7 +236,9 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   const int error = n < 0 ? errno : 0;
   if (error == EAGAIN) {
     s->sticky.fetch_and(~std::uint32_t{kStickyIn});
-    return failed(EAGAIN);
+    Step nothing = failed(EAGAIN);
+    nothing.on_its_way = look.path == Path::kTcpAgain && still_to_come(s);
+    return nothing;
   }
   if (error == EFAULT) return failed(EFAULT);
   s->sticky.fetch_or(kStickyRdhup);
@@ -282,6 +295,17 @@ bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t
   return n >= 0;
 }
 
+constexpr unsigned kNapsMax = 100;  // about two milliseconds: a sender that is at it needs some tens of microseconds
+
+void nap(unsigned count) {
+  if (count < kNapsMax / 2) {
+    sched_yield();
+    return;
+  }
+  const timespec time = {0, 20000};
+  raw_syscall(SYS_nanosleep, reinterpret_cast<long>(&time), 0);  // raw: no cancellation point
+}
+
 }  // namespace
 
 ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
@@ -297,6 +321,7 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
   std::size_t done = 0;
   std::uint64_t deadline = 0;
   bool waited = false;
+  unsigned naps = 0;
   for (;;) {
     Step step;
     bool follow = false;
@@ -319,6 +344,11 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
       continue;
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
+    // Bytes that were announced as readable are between ring and socket: a call that may not wait waits for those.
+    if (step.on_its_way && done == 0 && non_blocking(s, flags) && naps < kNapsMax) {
+      nap(naps++);
+      continue;
+    }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     if (done > 0 && !(flags & MSG_WAITALL) && done >= target) return static_cast<ssize_t>(done);
     waited = true;
@@ -334,7 +364,9 @@ int unread_bytes(int fd, Stream* s) {
   if (!lock.held() || s->core == nullptr) return in_kernel;
   const Gate gate;
   RingConsumer consumer = consumer_of(s);
-  if (consumer.frozen() || !consumer.refresh()) return in_kernel;
+  // Before the switch the kernel's bytes come first, and not all of them need have arrived yet.
+  const auto path = static_cast<Path>(s->core->receive.path.load_relaxed());  // relaxed: under the receive lock
+  if (path != Path::kRing || consumer.frozen() || !consumer.refresh()) return in_kernel;
   const std::uint64_t sum = consumer.available() + static_cast<std::uint64_t>(in_kernel);
   return sum > INT_MAX ? INT_MAX : static_cast<int>(sum);
 }

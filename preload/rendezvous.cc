@@ -185,6 +185,7 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   s->full_since_ns.store_relaxed(0);
   s->ring_tx_base = s->ring_rx_base = 0;
   const Gate gate;
+  s->core->holders.store_relaxed(1);
   s->core->send.tcp_sent.store_relaxed(s->tcp_sent.load_relaxed());
   s->core->receive.tcp_received.store_relaxed(s->tcp_received.load_relaxed());
 }

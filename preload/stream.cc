@@ -115,7 +115,7 @@ void close_managed(int fd, Stream* s) {
   s->receive_lock.lock();
   bool unread = false;
   const bool has_channel = s->channel != nullptr;
-  if (has_channel && !s->forked.load_relaxed()) {  // relaxed: set with both locks held
+  if (has_channel && alone(s)) {
     bool theirs = true;
     if (state_of(s) == State::kOffered) {
       const Gate gate;
@@ -123,6 +123,10 @@ void close_managed(int fd, Stream* s) {
       theirs = !s->channel->accept_state.compare_exchange(expected, kWithdrawn);
     }
     if (theirs) tell_peer_we_closed(s, &unread);
+  }
+  if (has_channel) {
+    const Gate gate;
+    s->core->holders.fetch_add(~std::uint32_t{0});  // SYNC: holders
   }
   if (unread && fd >= 0) {
     // close(2) with unread data is a reset (RFC 1122 4.2.2.13); the kernel does not know of the bytes in the ring.
@@ -180,6 +184,12 @@ void finish(Stream* s) {
 __thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
 
 }  // namespace
+
+bool alone(Stream* s) {
+  if (!s->forked.load_relaxed()) return true;  // relaxed: set with both locks held
+  const Gate gate;
+  return s->core->holders.load_acquire() <= 1;  // SYNC: holders
+}
 
 bool ours(const Stream* s) { return s->owner_generation == process().generation.load_relaxed(); }  // relaxed: changes by fork only
 
@@ -381,13 +391,28 @@ void streams_before_fork() {
     // Both locks, so that no operation is half-way when the other process may start its own.
     s->send_lock.lock();
     s->receive_lock.lock();
-    if (s->channel != nullptr) s->forked.store_release(1);  // SYNC: forked
+    if (s->channel != nullptr) {
+      s->forked.store_release(1);  // SYNC: forked
+      const Gate gate;
+      s->core->holders.fetch_add(1);
+    }
     s->receive_lock.unlock();
     s->send_lock.unlock();
   });
 }
 
-void streams_at_exit() { for_each_stream(drop_holder); }
+void streams_at_exit() {
+  for_each_stream([](Stream* s) {
+    drop_holder(s);
+    const int fd = s->channel == nullptr ? -1 : fd_of(s);
+    if (fd < 0 || !pin(fd, s)) return;
+    {
+      const Gate gate;
+      s->core->holders.fetch_add(~std::uint32_t{0});  // SYNC: holders
+    }
+    unpin(s);
+  });
+}
 
 void streams_forked_child(bool prepared) {
   for_each_stream([prepared](Stream* s) {

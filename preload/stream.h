@@ -35,6 +35,7 @@ struct StreamCore {
   ConsumerState consumer;
   Atomic<std::uint32_t> send_owner;     // thread id; taken besides the private lock once the stream is forked
   Atomic<std::uint32_t> receive_owner;
+  Atomic<std::uint32_t> holders;        // processes that have the stream; one that was killed is never taken off
 };
 static_assert(sizeof(StreamCore) <= kPage);
 
@@ -111,6 +112,8 @@ struct Stream {
   Stream* next_free;
 };
 
+// Whether no other process has it (any more). Gate closed, the channel kept.
+bool alone(Stream* s);
 // Whether this process upgraded it. A forked child that uses what it inherited keeps off the board, whose words are its parent's.
 bool ours(const Stream* s);
 

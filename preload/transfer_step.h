@@ -12,6 +12,7 @@ struct Step {
   ssize_t n = -1;
   int error = 0;
   bool more = false;   // the parts looked at are full: there may be more for the others
+  bool on_its_way = false;  // nothing yet, but bytes are between ring and socket
   bool leave = false;  // the ring is to be left before the next attempt
   bool fault = false;  // the program's memory ended here: bytes so far are the call's result
 };
