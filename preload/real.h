@@ -7,7 +7,7 @@
 namespace mpklink {
 
 struct RealCalls {
-#define HOOK(name, group) decltype(&::name) name;
+#define HOOK(name, group) decltype(&::name) name;  // NOLINT(bugprone-macro-parentheses): a declaration
 #include "preload/interpose.def"
   SystemCalls sys;
 };
