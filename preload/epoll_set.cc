@@ -252,7 +252,7 @@ int control(EpollSet* set, int op, int fd, Stream* s, epoll_event* event) {
         errno = EEXIST;
         return -1;
       }
-      return s->channel != nullptr ? add_managed(set, s, fd, *event) : add_unmanaged(set, s, fd, event);
+      return s->channel != nullptr && managed(state_of(s)) ? add_managed(set, s, fd, *event) : add_unmanaged(set, s, fd, event);
     case EPOLL_CTL_MOD:
       if (m == nullptr) return real().epoll_ctl(set->epfd, op, fd, event);
       return modify(set, s, m, event);

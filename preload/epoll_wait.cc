@@ -71,6 +71,7 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
       remove_ready(set, m);
       if (!m->disabled) {
         const Readiness r = ring_readiness(m->stream, m->events);
+        if (r.give_back) defer(m->stream, kDeferredAnswer);  // behind set->lock
         const bool full = (m->events & EPOLLOUT) && !((r.events | r.ask_kernel) & EPOLLOUT);
         m->wants_space = full;
         if (full) set->wants_space = true;

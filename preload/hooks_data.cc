@@ -6,17 +6,29 @@
 
 #include "preload/data_path.h"
 #include "preload/export.h"
+#include "preload/revoke.h"
 #include "preload/sendfile.h"
+#include "shm/user_copy.h"
 
 using namespace mpklink;
 
 namespace {
+
+// readv(2) of nothing never waits; a bad array is the kernel's to refuse.
+bool nothing_to_move(const iovec* parts, int count) {
+  std::size_t total = 0;
+  return check_parts(parts, count, &total) != 0 || total == 0;
+}
 
 bool bad_parts(int count) { return count < 0 || count > IOV_MAX; }
 
 // __read_chk and its kin: the program's own check against its buffer's size (debug/read_chk.c).
 void check_buffer(size_t n, size_t buffer) {
   if (n > buffer) abort();
+}
+
+std::uint64_t nanoseconds(const timespec& t) {
+  return static_cast<std::uint64_t>(t.tv_sec) * 1000000000u + static_cast<std::uint64_t>(t.tv_nsec);
 }
 
 // A descriptor that goes to another process over a Unix socket: from then on two tables know the connection.
@@ -29,7 +41,7 @@ void note_passed_descriptors(const msghdr* message) {
     for (size_t i = 0; i < count; ++i) {
       int fd = -1;
       memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
-      if (Stream* s = stream_of(fd)) make_plain(s, Reason::kPassed);
+      if (Stream* s = stream_of(fd)) revoke(fd, s, Reason::kPassed);
     }
   }
 }
@@ -47,32 +59,39 @@ void forget_received_descriptors(msghdr* message) {
   }
 }
 
+// The program's header, read once. False: not for us, or bad memory, which the kernel refuses.
+bool read_header(int fd, const msghdr* message, msghdr* copy) {
+  return stream_of(fd) != nullptr && user_copy(copy, message, sizeof *copy) == 0 && copy->msg_iovlen <= IOV_MAX;
+}
+
 ssize_t receive_message_any(int fd, msghdr* message, int flags) {
-  const bool ours = stream_of(fd) != nullptr && message != nullptr && message->msg_iovlen <= IOV_MAX;
-  if (!ours) {
+  msghdr header;
+  if (!read_header(fd, message, &header)) {
     const ssize_t n = real().recvmsg(fd, message, flags);
     if (n >= 0 && message->msg_controllen > 0) forget_received_descriptors(message);
     return n;
   }
   bool by_kernel = false;
-  const ssize_t n = receive_any(fd, message->msg_iov, static_cast<int>(message->msg_iovlen), flags, [&] {
+  const ssize_t n = receive_any(fd, header.msg_iov, static_cast<int>(header.msg_iovlen), flags, [&] {
     by_kernel = true;
     return real().recvmsg(fd, message, flags);
   });
   if (n >= 0 && !by_kernel) {
-    message->msg_namelen = 0;  // as TCP: no address, no control data
-    message->msg_controllen = 0;
-    message->msg_flags = 0;
+    header.msg_namelen = 0;  // as TCP: no address, no control data
+    header.msg_controllen = 0;
+    header.msg_flags = 0;
+    user_copy(message, &header, sizeof header);
   }
   return n;
 }
 
 ssize_t send_message_any(int fd, const msghdr* message, int flags) {
-  if (stream_of(fd) == nullptr || message == nullptr || message->msg_iovlen > IOV_MAX) {
-    if (message != nullptr && message->msg_control != nullptr) note_passed_descriptors(message);
+  msghdr header;
+  if (!read_header(fd, message, &header)) {
+    if (stream_of(fd) == nullptr && message != nullptr && message->msg_control != nullptr) note_passed_descriptors(message);
     return real().sendmsg(fd, message, flags);
   }
-  return send_any(fd, message->msg_iov, static_cast<int>(message->msg_iovlen), flags,
+  return send_any(fd, header.msg_iov, static_cast<int>(header.msg_iovlen), flags,
                   [&] { return real().sendmsg(fd, message, flags); });
 }
 
@@ -126,7 +145,10 @@ ssize_t mpklink_recvfrom(int fd, void* buf, size_t n, int flags, struct sockaddr
     by_kernel = true;
     return real().recvfrom(fd, buf, n, flags, from, len);
   });
-  if (got >= 0 && !by_kernel && from != nullptr && len != nullptr) *len = 0;  // as TCP: no address
+  if (got >= 0 && !by_kernel && from != nullptr && len != nullptr) {
+    const socklen_t none = 0;  // as TCP: no address
+    user_copy(len, &none, sizeof none);
+  }
   return got;
 }
 ssize_t mpklink___recvfrom_chk(int fd, void* buf, size_t n, size_t buf_len, int flags, struct sockaddr* from,
@@ -135,7 +157,7 @@ ssize_t mpklink___recvfrom_chk(int fd, void* buf, size_t n, size_t buf_len, int 
   return mpklink_recvfrom(fd, buf, n, flags, from, len);
 }
 ssize_t mpklink_readv(int fd, const struct iovec* parts, int count) {
-  if (stream_of(fd) == nullptr || bad_parts(count) || total_bytes(parts, count) == 0) return real().readv(fd, parts, count);
+  if (stream_of(fd) == nullptr || bad_parts(count) || nothing_to_move(parts, count)) return real().readv(fd, parts, count);
   return receive_any(fd, parts, count, 0, [&] { return real().readv(fd, parts, count); });
 }
 ssize_t mpklink_recvmsg(int fd, struct msghdr* message, int flags) { return receive_message_any(fd, message, flags); }
@@ -168,11 +190,9 @@ ssize_t mpklink_sendfile64(int out, int in, off64_t* offset, size_t count) noexc
 
 // The kernel's loop (net/socket.c, __sys_recvmmsg): an error after the first message is the next call's.
 int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, struct timespec* timeout) {
-  Stream* s = stream_of(fd);
-  if (s == nullptr || timeout != nullptr) {
-    if (s != nullptr) make_plain(s, Reason::kUncounted);
-    return real().recvmmsg(fd, messages, n, flags, timeout);
-  }
+  if (stream_of(fd) == nullptr) return real().recvmmsg(fd, messages, n, flags, timeout);
+  // The time is looked at after each message only (recvmmsg(2), BUGS).
+  const std::uint64_t deadline = timeout == nullptr ? 0 : now_ns() + nanoseconds(*timeout);
   unsigned done = 0;
   int each = flags & ~MSG_WAITFORONE;
   while (done < n) {
@@ -180,6 +200,7 @@ int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, st
     if (got < 0) return done > 0 ? static_cast<int>(done) : -1;
     messages[done++].msg_len = static_cast<unsigned>(got);
     if (flags & MSG_WAITFORONE) each |= MSG_DONTWAIT;
+    if (deadline != 0 && now_ns() >= deadline) break;
   }
   return static_cast<int>(done);
 }
@@ -199,17 +220,11 @@ int mpklink_sendmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags) {
   return static_cast<int>(done);
 }
 
-// Not emulated: a socket that is spliced stays on TCP; on one that is shared already it is refused as for files that
-// cannot be spliced, which programs answer with read and write.
+// Not emulated: a socket that is spliced goes back to TCP.
 ssize_t mpklink_splice(int in, off64_t* in_offset, int out, off64_t* out_offset, size_t n, unsigned flags) {
   const int ends[] = {in, out};
   for (const int fd : ends) {
-    Stream* s = stream_of(fd);
-    if (s == nullptr) continue;
-    make_plain(s, Reason::kSplice);
-    if (!managed(state_of(s))) continue;
-    errno = EINVAL;
-    return -1;
+    if (Stream* s = stream_of(fd)) revoke(fd, s, Reason::kSplice);
   }
   return real().splice(in, in_offset, out, out_offset, n, flags);
 }

@@ -10,6 +10,7 @@
 #include "preload/export.h"
 #include "preload/hook_scope.h"
 #include "preload/pollers.h"
+#include "preload/revoke.h"
 
 using namespace mpklink;
 
@@ -53,8 +54,10 @@ int shared(int from, int to) {
   if (to < 0 || from == to) return to;
   fresh_fd(to);
   if (Stream* s = fd_table().stream(from)) {
-    if (in_foreign_child()) return to;
+    // A child of vfork, whose numbers are not ours: what it sets up is for the program that it will become.
+    if (in_foreign_child()) return revoke(from, s, Reason::kExec), to;
     s->fds.fetch_add(1);
+    s->last_fd.store_relaxed(static_cast<uint32_t>(to));  // relaxed: a hint
     fd_table().set_stream(to, s);
   } else if (EpollSet* set = fd_table().epoll(from)) {
     if (!in_foreign_child()) share_epoll_fd(set, to);
@@ -85,7 +88,7 @@ int fcntl_any(int fd, int command, long argument) {
   Stream* s = command == F_SETFL ? stream_of(fd) : nullptr;
   if (s != nullptr) {
     s->nonblocking.store_release((argument & O_NONBLOCK) != 0);
-    if (argument & O_ASYNC) make_plain(s, Reason::kAsync);
+    if (argument & O_ASYNC) revoke(fd, s, Reason::kAsync);
   }
   return result;
 }
@@ -211,11 +214,6 @@ void mpklink_closefrom(int first) noexcept {
   if (close_range_any(from, ~0u, 0) != 0) real().closefrom(first);
 }
 
-FILE* mpklink_fdopen(int fd, const char* mode) noexcept {
-  if (Stream* s = stream_of(fd)) make_plain(s, Reason::kStdio);
-  return real().fdopen(fd, mode);
-}
-
 // Calls that only make descriptors.
 int mpklink_open(const char* path, int flags, ...) {
   va_list arguments;
@@ -293,7 +291,6 @@ MPKLINK_EXPORT_AS(__fcntl, fcntl)
 MPKLINK_EXPORT(fcntl64)
 MPKLINK_EXPORT(close_range)
 MPKLINK_EXPORT(closefrom)
-MPKLINK_EXPORT(fdopen)
 MPKLINK_EXPORT(open)
 MPKLINK_EXPORT_AS(__open, open)
 MPKLINK_EXPORT(open64)

@@ -8,7 +8,9 @@
 
 #include "preload/export.h"
 #include "preload/hook_scope.h"
+#include "preload/revoke.h"
 #include "preload/transfer.h"
+#include "shm/user_copy.h"
 
 using namespace mpklink;
 
@@ -16,14 +18,17 @@ namespace {
 
 constexpr int kTcpUlp = 31;  // TCP_ULP, linux/tcp.h
 
-// An option that only the kernel's path can honour: the stream stays there.
-void note_option(Stream* s, int level, int name, const void* value, socklen_t size) {
+// An option that only the kernel's path can honour: the stream goes back there, before it is in force.
+void make_way_for_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
   int number = 0;
-  if (value != nullptr && size >= sizeof number) memcpy(&number, value, sizeof number);
-  if (level == SOL_SOCKET && name == SO_RCVLOWAT && number > 1) make_plain(s, Reason::kLowat);
-  if (level == SOL_SOCKET && name == SO_ZEROCOPY && number != 0) make_plain(s, Reason::kZeroCopy);
-  if (level == IPPROTO_TCP && name == kTcpUlp) make_plain(s, Reason::kUlp);
-  if (level == IPPROTO_TCP && name == TCP_REPAIR) make_plain(s, Reason::kRepair);
+  if (value == nullptr || size < sizeof number || user_copy(&number, value, sizeof number) != 0) number = 0;
+  if (level == SOL_SOCKET && name == SO_RCVLOWAT && number > 1) revoke(fd, s, Reason::kLowat);
+  if (level == SOL_SOCKET && name == SO_ZEROCOPY && number != 0) revoke(fd, s, Reason::kZeroCopy);
+  if (level == IPPROTO_TCP && name == kTcpUlp) revoke(fd, s, Reason::kUlp);
+  if (level == IPPROTO_TCP && name == TCP_REPAIR) revoke(fd, s, Reason::kRepair);
+}
+
+void note_option(Stream* s, int level, int name, const void* value, socklen_t size) {
   if (level != SOL_SOCKET || value == nullptr || size < sizeof(timeval)) return;
   timeval time = {};
   memcpy(&time, value, sizeof time);
@@ -46,8 +51,9 @@ void add_pending_error(Stream* s, void* value, const socklen_t* size) {
 int queue_length(int fd, Stream* s, unsigned long request, int* out) {
   const int bytes = request == FIONREAD ? unread_bytes(fd, s) : unsent_bytes(fd, s);
   if (bytes < 0) return -1;
-  *out = bytes;
-  return 0;
+  if (user_copy(out, &bytes, sizeof bytes) == 0) return 0;
+  errno = EFAULT;
+  return -1;
 }
 
 }  // namespace
@@ -68,7 +74,7 @@ int mpklink_ioctl(int fd, unsigned long request, ...) noexcept {
   const int result = real().ioctl(fd, request, argument);
   if (result != 0 || argument == nullptr) return result;
   if (request == FIONBIO) s->nonblocking.store_release(*static_cast<int*>(argument) != 0);
-  if (request == FIOASYNC && *static_cast<int*>(argument) != 0) make_plain(s, Reason::kAsync);
+  if (request == FIOASYNC && *static_cast<int*>(argument) != 0) revoke(fd, s, Reason::kAsync);
   return result;
 }
 
@@ -80,14 +86,7 @@ int mpklink_getsockopt(int fd, int level, int name, void* value, socklen_t* size
 }
 
 int mpklink_setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept {
-  if (level == SOL_SOCKET && name == SO_ZEROCOPY) {
-    // Its notifications come from the kernel's queue, which the bytes of a shared stream do not pass.
-    const Stream* s = stream_of(fd);
-    if (s != nullptr && managed(state_of(s))) {
-      errno = EOPNOTSUPP;
-      return -1;
-    }
-  }
+  if (Stream* s = stream_of(fd)) make_way_for_option(fd, s, level, name, value, size);
   const int result = real().setsockopt(fd, level, name, value, size);
   if (result != 0) return result;
   if (Stream* s = stream_of(fd)) note_option(s, level, name, value, size);

@@ -6,6 +6,7 @@
 
 #include "preload/export.h"
 #include "preload/hook_scope.h"
+#include "preload/revoke.h"
 #include "preload/stats.h"
 
 using namespace mpklink;
@@ -67,6 +68,9 @@ long life_call(long n, const Arguments& a, bool* handled) {
     case SYS_getsockopt:
       return ::getsockopt(a.fd(0), a.fd(1), a.fd(2), a.pointer<void>(3), a.pointer<socklen_t>(4));
     case SYS_exit_group: ::_exit(a.fd(0));
+    case SYS_execve: return ::execve(a.pointer<char>(0), a.pointer<char*>(1), a.pointer<char*>(2));
+    case SYS_execveat:
+      return ::execveat(a.fd(0), a.pointer<char>(1), a.pointer<char*>(2), a.pointer<char*>(3), a.fd(4));
     default: break;
   }
   *handled = false;
@@ -98,11 +102,13 @@ long wait_call(long n, const Arguments& a, bool* handled) {
 extern "C" {
 
 __attribute__((__noreturn__)) void mpklink__exit(int status) {
+  if (!in_foreign_child()) answer_all_freezes();
   write_stats();
   real()._exit(status);
   real_exit(status);
 }
 __attribute__((__noreturn__)) void mpklink__Exit(int status) noexcept {
+  if (!in_foreign_child()) answer_all_freezes();
   write_stats();
   real()._Exit(status);
   real_exit(status);
@@ -125,7 +131,10 @@ long mpklink_syscall(long n, ...) noexcept {
   if (handled) return result;
   result = real().syscall(n, a.at[0], a.at[1], a.at[2], a.at[3], a.at[4], a.at[5]);
   // Requests put into the ring of an io_uring cannot be seen: no stream of this process is upgraded from here on.
-  if (n == SYS_io_uring_setup && result >= 0) process().io_uring_seen.store_release(1);
+  if (n == SYS_io_uring_setup && result >= 0) {
+    process().io_uring_seen.store_release(1);
+    revoke_all(Reason::kIoUring);
+  }
   return result;
 }
 

@@ -4,6 +4,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/export.h"
+#include "preload/fault.h"
 #include "preload/hook_scope.h"
 #include "preload/select.h"
 #include "preload/wait.h"
@@ -25,11 +26,28 @@ bool to_ns(const timespec* t, std::int64_t* ns) {
   return true;
 }
 
+// Bad arrays are the kernel's to refuse.
+bool readable(const pollfd* fds, nfds_t n) { return n <= static_cast<nfds_t>(FdTable::kMaxFd) && can_read(fds, n * sizeof *fds); }
+
+bool readable(int n, const fd_set* in, const fd_set* out, const fd_set* except) {
+  if (n < 0 || n > FdTable::kMaxFd) return false;
+  const size_t bytes = (static_cast<size_t>(n) + 63) / 64 * 8;
+  const fd_set* const sets[] = {in, out, except};
+  for (const fd_set* set : sets) {
+    if (set != nullptr && !can_read(set, bytes)) return false;
+  }
+  return true;
+}
+
 template <class Call>
 int epoll_wait_any(int epfd, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, Call call) {
   EpollSet* set = fd_table().epoll(epfd);
   if (set == nullptr || max <= 0) return call();
-  if (set->managed_members.load_acquire() != 0) return epoll_wait_managed(set, events, max, timeout_ns, mask);
+  if (set->managed_members.load_acquire() != 0) {
+    if (can_write(events, sizeof *events * static_cast<size_t>(max))) return epoll_wait_managed(set, events, max, timeout_ns, mask);
+    errno = EFAULT;
+    return -1;
+  }
   return epoll_wait_kernel(set, events, max, timeout_ns, mask);
 }
 
@@ -44,7 +62,7 @@ int epoll_created(int epfd) {
 extern "C" {
 
 int mpklink_poll(struct pollfd* fds, nfds_t n, int timeout) {
-  if (!poll_concerns_us(fds, n)) return real().poll(fds, n, timeout);
+  if (!readable(fds, n) || !poll_concerns_us(fds, n)) return real().poll(fds, n, timeout);
   return poll_streams(fds, n, ms_to_ns(timeout), nullptr);
 }
 int mpklink___poll_chk(struct pollfd* fds, nfds_t n, int timeout, size_t fds_len) {
@@ -53,7 +71,7 @@ int mpklink___poll_chk(struct pollfd* fds, nfds_t n, int timeout, size_t fds_len
 }
 int mpklink_ppoll(struct pollfd* fds, nfds_t n, const struct timespec* timeout, const sigset_t* mask) {
   std::int64_t ns = 0;
-  if (!to_ns(timeout, &ns) || !poll_concerns_us(fds, n)) return real().ppoll(fds, n, timeout, mask);
+  if (!to_ns(timeout, &ns) || !readable(fds, n) || !poll_concerns_us(fds, n)) return real().ppoll(fds, n, timeout, mask);
   return poll_streams(fds, n, ns, mask);
 }
 int mpklink___ppoll_chk(struct pollfd* fds, nfds_t n, const struct timespec* timeout, const sigset_t* mask,
@@ -63,7 +81,7 @@ int mpklink___ppoll_chk(struct pollfd* fds, nfds_t n, const struct timespec* tim
 }
 
 int mpklink_select(int n, fd_set* in, fd_set* out, fd_set* except, struct timeval* timeout) {
-  if (!select_concerns_us(n, in, out, except)) return real().select(n, in, out, except, timeout);
+  if (!readable(n, in, out, except) || !select_concerns_us(n, in, out, except)) return real().select(n, in, out, except, timeout);
   std::int64_t ns = kForever;
   if (timeout != nullptr) {
     if (timeout->tv_sec < 0 || timeout->tv_usec < 0) return real().select(n, in, out, except, timeout);
@@ -81,7 +99,7 @@ int mpklink_select(int n, fd_set* in, fd_set* out, fd_set* except, struct timeva
 int mpklink_pselect(int n, fd_set* in, fd_set* out, fd_set* except, const struct timespec* timeout,
                     const sigset_t* mask) {
   std::int64_t ns = 0;
-  if (!to_ns(timeout, &ns) || !select_concerns_us(n, in, out, except)) {
+  if (!to_ns(timeout, &ns) || !readable(n, in, out, except) || !select_concerns_us(n, in, out, except)) {
     return real().pselect(n, in, out, except, timeout, mask);
   }
   return select_streams(n, in, out, except, ns, mask);

@@ -4,6 +4,7 @@
 
 #include "preload/fork.h"
 #include "preload/process.h"
+#include "preload/revoke.h"
 #include "preload/stats.h"
 
 namespace {
@@ -16,6 +17,9 @@ __attribute__((constructor)) void load() {
   if (!process().settings.disabled) pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);  // 3.
 }
 
-__attribute__((destructor)) void unload() { write_stats(); }
+__attribute__((destructor)) void unload() {
+  answer_all_freezes();
+  write_stats();
+}
 
 }  // namespace

@@ -4,6 +4,9 @@
 #pragma once
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -23,6 +26,8 @@ extern "C" {
 ssize_t __read_chk(int fd, void* buf, size_t n, size_t buf_len);
 ssize_t __recv_chk(int fd, void* buf, size_t n, size_t buf_len, int flags);
 ssize_t __recvfrom_chk(int fd, void* buf, size_t n, size_t buf_len, int flags, struct sockaddr* from, socklen_t* len);
+int __dprintf_chk(int fd, int flag, const char* format, ...);
+int __vdprintf_chk(int fd, int flag, const char* format, va_list arguments);
 int __poll_chk(struct pollfd* fds, nfds_t n, int timeout, size_t fds_len);
 int __ppoll_chk(struct pollfd* fds, nfds_t n, const struct timespec* timeout, const sigset_t* mask, size_t fds_len);
 }
@@ -41,3 +46,7 @@ extern "C" decltype(::sendmmsg) __sendmmsg;
 extern "C" decltype(::open) __open;
 extern "C" decltype(::open64) __open64;
 extern "C" decltype(::pipe) __pipe;
+extern "C" decltype(::fdopen) _IO_fdopen;
+extern "C" decltype(::sigaction) __sigaction;
+extern "C" decltype(::signal) bsd_signal;
+extern "C" decltype(::popen) _IO_popen;

@@ -134,6 +134,16 @@ void collect_pairs() {
   }
 }
 
+Stream* twin_stream(const Stream* s) {
+  const LockGuard guard(g_pairs_lock);
+  for (Pair* pair : g_pairs) {
+    if (pair == nullptr) break;
+    if (!pair->used || pair->side == s->pair->side || !(pair->nonce == s->pair->nonce)) continue;
+    return reinterpret_cast<Stream*>(pair->stream_of_slot[s->slot].load_acquire());
+  }
+  return nullptr;
+}
+
 int take_slot(Pair* pair, Stream* stream) {
   for (std::uint32_t w = 0; w < kSlots / 64; ++w) {
     std::uint64_t taken = pair->slots_taken[w].load_relaxed();  // relaxed: the fetch_or decides

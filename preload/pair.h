@@ -48,6 +48,9 @@ Pair* pair_at(std::uint32_t index);
 
 bool peer_gone(const Pair* pair);  // its process has ended, as the control channel shows
 
+// The other end of an upgraded stream when it is in this very process; null otherwise.
+Stream* twin_stream(const Stream* s);
+
 int take_slot(Pair* pair, Stream* stream);  // -1: none free
 void give_slot(Pair* pair, const Stream* stream);
 

@@ -10,6 +10,7 @@
 #include "preload/pair.h"
 #include "preload/pollers.h"
 #include "preload/readiness.h"
+#include "preload/revoke.h"
 #include "preload/spin.h"
 #include "preload/wait.h"
 
@@ -23,7 +24,8 @@ constexpr std::int64_t kOrphanLookNs = 50000000;  // waiting for space: a peer t
 
 struct Entry {
   Stream* stream;
-  bool pinned;  // managed with a channel; otherwise counted in kernel_calls
+  bool pinned;     // managed with a channel; otherwise counted in kernel_calls
+  bool give_back;  // the peer wants back what is unread
 };
 
 // Working memory for one call: on the stack, or mapped when there are many descriptors.
@@ -77,6 +79,7 @@ class PollCall {
   void leave();
   static void cancelled(void* self);
   bool look();
+  void answer();
   void listen();
   int ask(const timespec* timeout, const sigset_t* mask, nfds_t count);
   int ask_now(const sigset_t* mask);
@@ -95,6 +98,7 @@ class PollCall {
   bool slow_ = false;
   bool fresh_ = false;
   bool wants_space_ = false;
+  bool answers_due_ = false;
 };
 
 // Managed streams with a channel are pinned; streams still on their way are counted, so that no upgrade step overtakes a
@@ -102,7 +106,7 @@ class PollCall {
 void PollCall::enter() {
   for (nfds_t i = 0; i < n_; ++i) {
     kernel_[i] = {fds_[i].fd, fds_[i].events, 0};
-    entries_[i] = {fd_table().stream(fds_[i].fd), false};
+    entries_[i] = {fd_table().stream(fds_[i].fd), false, false};
     Stream* s = entries_[i].stream;
     if (s == nullptr) {
       EpollSet* set = fd_table().epoll(fds_[i].fd);
@@ -159,6 +163,8 @@ bool PollCall::look() {
     if (!entries_[i].pinned) continue;
     const std::uint32_t interest = bits(fds_[i].events);
     const Readiness r = ring_readiness(entries_[i].stream, interest);
+    entries_[i].give_back = r.give_back;
+    if (r.give_back) answers_due_ = true;
     const std::uint32_t shown = r.events & (interest | EPOLLERR | EPOLLHUP);
     fds_[i].revents = static_cast<short>(shown);
     std::uint32_t ask = interest & (EPOLLIN | EPOLLRDHUP | EPOLLPRI);
@@ -167,6 +173,16 @@ bool PollCall::look() {
     if (shown != 0) ready = true;
   }
   return ready;
+}
+
+// What the look found asked for. Gate closed. What TCP has no room for yet goes later: this thread looks by time.
+void PollCall::answer() {
+  if (!answers_due_) return;
+  answers_due_ = false;
+  slow_ = true;
+  for (nfds_t i = 0; i < n_; ++i) {
+    if (entries_[i].pinned && entries_[i].give_back) answer_freeze(fds_[i].fd, entries_[i].stream);
+  }
 }
 
 // Registers this thread with the peers (once) and arms their boards (each time).
@@ -204,6 +220,7 @@ int PollCall::merge() {
 }
 
 int PollCall::ask_now(const sigset_t* mask) {
+  answer();
   const timespec now = {};
   const int n = real().ppoll(kernel_, n_, &now, mask);
   return n < 0 ? -1 : merge();
@@ -256,6 +273,7 @@ int PollCall::run(std::int64_t timeout_ns, const sigset_t* mask) {
   for (bool again = true; again;) {
     listen();
     if (look()) return ask_now(mask);
+    answer();
     std::int64_t left = timeout_ns;
     if (timeout_ns > 0) {
       left = timeout_ns - static_cast<std::int64_t>(now_ns() - start);

@@ -22,11 +22,14 @@ void look_at_input(Stream* s, Readiness* r) {
     return;
   }
   RingConsumer consumer = consumer_of(s);
+  if (consumer.frozen()) {
+    r->ask_kernel |= EPOLLIN;
+    return;
+  }
   // A lie is reported as an error by the read that the program will do now.
   if (!consumer.refresh() || consumer.available() > 0) {
     r->events |= EPOLLIN | EPOLLRDNORM;
-  } else if ((s->sticky.load_relaxed() & kStickyIn) != 0 ||           // relaxed: a look
-             incoming(s).producer.ring_end.load_acquire() != 0) {  // SYNC: ring_end
+  } else if ((s->sticky.load_relaxed() & kStickyIn) != 0) {  // relaxed: a look
     r->ask_kernel |= EPOLLIN;
   }
 }
@@ -39,6 +42,11 @@ void look_at_output(Stream* s, Readiness* r) {
   }
   RingProducer producer = producer_of(s);
   bool corrupt = !producer.refresh();
+  if (producer.frozen()) {
+    r->give_back = true;
+    r->ask_kernel |= EPOLLOUT;
+    return;
+  }
   const bool closed = outgoing(s).consumer.closed.load_relaxed() != 0;  // relaxed: behind the acquire in refresh
   if (corrupt || closed || producer.writable() || producer.wish_space(&corrupt) || corrupt) r->events |= EPOLLOUT | EPOLLWRNORM;
 }
@@ -49,6 +57,10 @@ Readiness ring_readiness(Stream* s, std::uint32_t interest) {
   Readiness r;
   if (interest & (EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) look_at_input(s, &r);
   if (interest & (EPOLLOUT | EPOLLWRNORM)) look_at_output(s, &r);
+  if (s->channel != nullptr) {
+    const bool asked = incoming(s).producer.look_back.load_relaxed() != 0 && !s->answered.load_relaxed();  // relaxed: hints
+    r.give_back = r.give_back || asked || path_of(s->core->send.path) == Path::kReturning;
+  }
   const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: set before this thread was sent to look
   r.events |= sticky_events(sticky);
   if (s->pending_error.load_relaxed() != 0) r.events |= EPOLLERR | EPOLLIN | EPOLLOUT;

@@ -9,6 +9,7 @@ namespace mpklink {
 
 struct Readiness {
   std::uint32_t events = 0;  // EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR
+  bool give_back = false;        // the peer wants back what is unread (answer_freeze)
   std::uint32_t ask_kernel = 0;  // which of IN, OUT only the kernel knows, because that direction is (again) on TCP
 };
 

@@ -30,6 +30,8 @@ constexpr std::uint32_t kDistanceMet = 2;       // … once the peer is known to
 constexpr std::uint64_t kTriesNs = 50000000;
 constexpr std::uint32_t kPostponeMax = 64;      // upgrades that wait for a new pair before another pair is made
 constexpr std::uint32_t kAwaitTriesMax = 16;
+constexpr std::uint32_t kReturnsMax = 8;      // a stream that keeps coming back is not worth another ring
+constexpr std::uint32_t kAgainAfter = 16;     // operations on TCP before the next upgrade, doubled each time
 constexpr std::uint64_t kAwaitNs = 1000000000;   // a peer stopped for longer than this loses the stream to TCP
 
 void next_try_in(Stream* s, std::uint32_t operations) {
@@ -44,6 +46,13 @@ void drop_socket(Stream* s) {
 void give_up(Stream* s, Reason reason) {
   drop_socket(s);
   make_plain(s, reason);
+}
+
+// What went over TCP while the stream was shared was added to the process's counters at once; from here on the stream keeps
+// the whole count itself, as counters_agree compares it with the kernel's.
+void take_over_counts(Atomic<std::uint64_t>* mine, const Atomic<std::uint64_t>& total, Atomic<std::uint64_t>* counter) {
+  const std::uint64_t sum = total.load_relaxed();  // relaxed: both locks are held
+  counter->fetch_add(mine->exchange(sum) - sum);
 }
 
 // Nobody there, or nothing arrived yet: again later, with growing distance. Enough tries must fail over enough time: a
@@ -124,6 +133,7 @@ bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
 // then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.
 bool claim(Stream* s) {
+  if (s->channel != nullptr) return false;  // an earlier one that some thread still has pinned
   if (!s->send_lock.try_lock()) return false;
   if (!s->receive_lock.try_lock()) {
     s->send_lock.unlock();
@@ -166,6 +176,10 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   s->side = side;
   s->pair = pair;
   s->owner_generation = process().generation.load_relaxed();  // relaxed: changes by fork only
+  s->answered.store_relaxed(0);                               // relaxed: both locks are held
+  s->revoke_noted.store_relaxed(0);
+  s->bells_lost.store_relaxed(0);
+  s->ring_tx_base = s->ring_rx_base = 0;
   const Gate gate;
   s->core->send.tcp_sent.store_relaxed(s->tcp_sent.load_relaxed());
   s->core->receive.tcp_received.store_relaxed(s->tcp_received.load_relaxed());
@@ -392,26 +406,6 @@ void connector_offer(int fd, Stream* s) {
   settle(s, State::kOffered);
 }
 
-// The peer has declined, or has not answered for long: the channel is withdrawn, unless it accepts at this very moment.
-void withdraw(Stream* s, Reason reason) {
-  s->send_lock.lock();
-  s->receive_lock.lock();
-  bool withdrawn = false;
-  if (state_of(s) == State::kOffered) {
-    const Gate gate;
-    std::uint32_t expected = kOffered;
-    withdrawn = s->channel->accept_state.compare_exchange(expected, kWithdrawn);
-  }
-  if (withdrawn) {
-    detach_channel(s);
-    count_plain(reason);
-  }
-  s->receive_lock.unlock();
-  s->send_lock.unlock();
-  if (withdrawn) release_stream(s, kDropChannel);
-  drop_socket(s);
-}
-
 void connector_await(int fd, Stream* s) {
   if (!pin(fd, s)) return;
   bool accepted = false;
@@ -431,7 +425,8 @@ void connector_await(int fd, Stream* s) {
   const std::uint64_t now = now_ns();
   if (s->tries++ == 0) s->first_try_ns = now;
   if (gone || (s->tries >= kAwaitTriesMax && now - s->first_try_ns > kAwaitNs)) {
-    withdraw(s, gone ? Reason::kPeerProtocol : Reason::kPeerAbsent);
+    // It has declined, or has not answered for long.
+    withdraw_offer(s, gone ? Reason::kPeerProtocol : Reason::kPeerAbsent);
     return;
   }
   next_try_in(s, s->tries < kAwaitTriesMax ? s->tries : kAwaitTriesMax);
@@ -689,6 +684,47 @@ void take_step(int fd, Stream* s) {
 }
 
 }  // namespace
+
+void withdraw_offer(Stream* s, Reason reason) {
+  s->send_lock.lock();
+  s->receive_lock.lock();
+  bool withdrawn = false;
+  bool accepted = false;
+  if (state_of(s) == State::kOffered) {
+    const Gate gate;
+    std::uint32_t expected = kOffered;
+    withdrawn = s->channel->accept_state.compare_exchange(expected, kWithdrawn);
+    accepted = !withdrawn && expected == kAccepted;
+  }
+  if (withdrawn) {
+    detach_channel(s);
+    count_plain(reason);
+  }
+  if (accepted) became_shared(s);
+  s->receive_lock.unlock();
+  s->send_lock.unlock();
+  if (withdrawn) release_stream(s, kDropChannel);
+  drop_socket(s);
+}
+
+void back_to_tcp(Stream* s) {
+  const bool again = !s->stay_plain.load_relaxed() && !s->forked.load_relaxed() &&  // relaxed: both locks are held
+                     s->owner_generation == process().generation.load_relaxed() && s->returns < kReturnsMax;
+  unmanage_members(s);
+  if (again) {
+    {
+      const Gate gate;
+      take_over_counts(&s->tcp_sent, s->core->send.tcp_sent, &process().counters.tcp_tx);
+      take_over_counts(&s->tcp_received, s->core->receive.tcp_received, &process().counters.tcp_rx);
+    }
+    s->rendezvous_step = kMeet;
+    s->tries = 0;
+    next_try_in(s, kAgainAfter << s->returns++);
+  } else if (!s->stay_plain.load_relaxed()) {  // relaxed: as above
+    count_plain(Reason::kReturned);
+  }
+  s->state.exchange(static_cast<std::uint32_t>(again ? State::kCandidate : State::kPlain));  // SYNC: pins
+}
 
 void before_rearm(int fd, Stream* s, const EpollMember* member) {
   const State state = state_of(s);

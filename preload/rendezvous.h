@@ -11,4 +11,10 @@ void after_operation(int fd, Stream* s);
 // Before an EPOLL_CTL_MOD that re-arms a one-shot registration: the only moment at which it is known whether it has fired.
 void before_rearm(int fd, Stream* s, const EpollMember* member);
 
+// The offer is taken back unless the peer has accepted it; then the stream is shared.
+void withdraw_offer(Stream* s, Reason reason);
+// Both directions of a shared stream are on TCP again and both locks are held: it is a candidate once more, after a longer
+// warm-up, or plain. The caller releases the channel outside of the locks.
+void back_to_tcp(Stream* s);
+
 }  // namespace mpklink

@@ -7,6 +7,7 @@
 #include "preload/fd_table.h"
 #include "preload/transfer.h"
 #include "shm/raw_syscall.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
@@ -26,7 +27,13 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     errno = EINVAL;  // from a socket: as sendfile(2)
     return -1;
   }
-  off64_t at = offset != nullptr ? *offset : ::lseek64(in_fd, 0, SEEK_CUR);
+  off64_t at = 0;
+  if (offset == nullptr) {
+    at = ::lseek64(in_fd, 0, SEEK_CUR);
+  } else if (user_copy(&at, offset, sizeof at) != 0) {
+    errno = EFAULT;
+    return -1;
+  }
   if (at < 0) {
     if (errno == ESPIPE || offset != nullptr) errno = EINVAL;
     return -1;
@@ -61,7 +68,7 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
   }
   if (done == 0 && !ours) return kNotOurs;
   if (offset != nullptr) {
-    *offset = at;
+    user_copy(offset, &at, sizeof at);  // as the kernel: too late to fail
   } else if (done > 0) {
     ::lseek64(in_fd, at, SEEK_SET);
   }

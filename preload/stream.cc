@@ -7,10 +7,13 @@
 
 #include "preload/assert.h"
 #include "preload/epoll_set.h"
+#include "preload/fault.h"
 #include "preload/fd_table.h"
+#include "preload/give_back.h"
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
+#include "preload/revoke.h"
 
 namespace mpklink {
 
@@ -26,6 +29,7 @@ bool add_chunk() {
     if (chunk != nullptr) continue;
     void* at = ::mmap(nullptr, sizeof(Stream) * kStreamChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) return false;
+    if (&chunk == &g_stream_chunks[0]) install_fault_handlers();  // from the first connection on
     chunk = static_cast<Stream*>(at);
     for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
       chunk[i].next_free = g_free_streams;
@@ -51,6 +55,7 @@ void reset_stream(Stream* s) {
   s->pair = nullptr;
   s->connector = false;
   s->tries = 0;
+  s->returns = 0;
   s->rendezvous_fd = -1;
   s->rendezvous_step = 0;
   s->peer_uid = 0;
@@ -59,6 +64,7 @@ void reset_stream(Stream* s) {
   s->ring_tx_base = s->ring_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
+      &s->stay_plain, &s->answered, &s->revoke_noted, &s->last_fd,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds};
   for (auto* word : words) word->store_relaxed(0);
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns};
@@ -85,8 +91,10 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
   {
     const Gate gate;
     RingConsumer consumer = consumer_of(s);
-    *unread = !consumer.refresh() || consumer.available() > 0;
     Direction& in = incoming(s);
+    // Of a frozen ring the kernel has, and counts, what was unread.
+    const bool in_kernel = consumer.frozen() && in.producer.returned.load_acquire() != 0;  // SYNC: returned
+    *unread = !in_kernel && (!consumer.refresh() || consumer.available() > 0);
     in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
@@ -124,7 +132,10 @@ void end_stream(int fd, Stream* s) {
   s->step_lock.lock();  // no upgrade step is under way, and none begins: the table no longer knows the stream
   detach_members(s);
   if (s->operations.load_relaxed() != 0) make_plain(s, Reason::kShortLived);  // relaxed: the last descriptor is going
-  if (managed(state_of(s))) close_managed(fd, s);
+  if (managed(state_of(s))) {
+    give_back_at_end(fd, s);
+    close_managed(fd, s);
+  }
   s->state.exchange(static_cast<std::uint32_t>(State::kPlain));
   close_hidden(s->rendezvous_fd);
   s->rendezvous_fd = -1;
@@ -177,8 +188,18 @@ Stream* make_stream(State state) {
   return s;
 }
 
+int fd_of(Stream* s) {
+  const int last = static_cast<int>(s->last_fd.load_relaxed());  // relaxed: checked against the table
+  if (fd_table().stream(last) == s) return last;
+  for (int fd = 0; fd <= fd_table().highest(); ++fd) {
+    if (fd_table().stream(fd) == s) return fd;
+  }
+  return -1;
+}
+
 void enter_stream(int fd, Stream* stream) {
   stream->fds.fetch_add(1);
+  stream->last_fd.store_relaxed(static_cast<std::uint32_t>(fd));  // relaxed: a hint
   if (!fd_table().set_stream(fd, stream)) free_stream(stream);
 }
 
@@ -259,6 +280,10 @@ void run_deferred() {
     t_deferred = s->next_deferred;
     const std::uint32_t what = s->deferred.exchange(0);
     if (what & kDeferredRefresh) refresh_members(s);
+    if (what & kDeferredAnswer) {
+      const int fd = fd_of(s);
+      if (fd >= 0) answer_freeze(fd, s);
+    }
     if (what & kDeferredEnd) {
       end_stream(-1, s);
     } else if (what & kDeferredRelease) {

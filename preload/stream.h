@@ -68,6 +68,9 @@ struct Stream {
   Atomic<std::uint32_t> send_over_tcp;  // the peer will not read the ring again, or we shut down: TCP answers
   Atomic<std::uint32_t> bells_lost;     // a poller of the peer cannot be rung: the ring has to end
   Atomic<std::uint32_t> poisoned;       // the peer lied in shared memory: every operation is ECONNRESET
+  Atomic<std::uint32_t> stay_plain;     // once off the ring, for ever
+  Atomic<std::uint32_t> answered;       // what the peer's look_back asked for was done
+  Atomic<std::uint32_t> revoke_noted;   // counted
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
   Atomic<std::uint32_t> empty_reads;   // non-blocking reads that found nothing since the kernel was last asked
   Atomic<std::uint32_t> sends_after_fin;
@@ -82,6 +85,7 @@ struct Stream {
   SpinLock step_lock;                  // one thread takes its upgrade step; whoever finds it taken passes on
   Atomic<std::uint32_t> next_try;      // operation number of the next upgrade step
   std::uint32_t tries;
+  std::uint32_t returns;               // how often it came back from a ring
   std::uint64_t first_try_ns;
   int rendezvous_fd;                   // the Unix socket of the step in hand, or -1
   std::uint8_t rendezvous_step;        // RendezvousStep
@@ -94,6 +98,7 @@ struct Stream {
   Atomic<std::uint32_t> deferred;      // Deferred: what a signal handler has put off
   Stream* next_deferred;
   Atomic<std::uint32_t> fds;           // descriptors of this process that name it
+  Atomic<std::uint32_t> last_fd;       // the one entered last; perhaps not its any more
   SpinLock members_lock;
   EpollMember* members;                // its registrations in epoll sets; under members_lock
   std::uint64_t ring_tx_base, ring_rx_base;  // what the ring had carried when this process came to it (fork)
@@ -102,6 +107,7 @@ struct Stream {
 
 Stream* make_stream(State state);  // null: limit reached or no memory
 void enter_stream(int fd, Stream* stream);  // names it by fd; drops it when the table is full
+int fd_of(Stream* s);                       // a descriptor of this process that names it, or -1
 State state_of(const Stream* s);
 
 // The stream stays on TCP, with the reason counted (once). For streams that are not managed.
@@ -131,7 +137,7 @@ enum AfterPins : std::uint32_t { kDropChannel = 1, kFreeStream = 2 };
 // pin goes. Outside of the stream's locks.
 void release_stream(Stream* stream, std::uint32_t what);
 
-enum Deferred : std::uint32_t { kDeferredEnd = 1, kDeferredRelease = 2, kDeferredRefresh = 4 };
+enum Deferred : std::uint32_t { kDeferredEnd = 1, kDeferredRelease = 2, kDeferredRefresh = 4, kDeferredAnswer = 8 };
 void defer(Stream* stream, Deferred what);
 void account_ring_bytes(Stream* stream);  // adds what this process moved to the counters
 

@@ -19,7 +19,7 @@ int unread_bytes(int fd, Stream* s);
 // SIOCOUTQ: bytes the peer has not taken.
 int unsent_bytes(int fd, Stream* s);
 
-std::size_t total_bytes(const iovec* parts, int count);  // SIZE_MAX when it does not fit ssize_t
-bool touches_guarded(const iovec* parts, int count);
+// Sums up what the call may move. 0, or the errno with which the kernel refuses such an array: EINVAL, EFAULT.
+int check_parts(const iovec* parts, int count, std::size_t* total);
 
 }  // namespace mpklink

@@ -32,7 +32,7 @@ void lock_between_processes(Atomic<std::uint32_t>* owner) {
 
 }  // namespace
 
-TransferLock::TransferLock(int fd, Stream* s, Side side) {
+TransferLock::TransferLock(int fd, Stream* s, Side side, When when) {
   SpinLock* lock = side == kSend ? &s->send_lock : &s->receive_lock;
   if (lock->held_by_this_thread()) {
     reentered_ = true;
@@ -40,7 +40,7 @@ TransferLock::TransferLock(int fd, Stream* s, Side side) {
     return;
   }
   lock->lock();
-  if (fd_table().stream(fd) != s || !managed(state_of(s))) {
+  if ((when == kInUse && fd_table().stream(fd) != s) || !managed(state_of(s))) {
     lock->unlock();
     return;
   }

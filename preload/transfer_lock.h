@@ -11,7 +11,8 @@ namespace mpklink {
 class TransferLock {
  public:
   enum Side { kSend, kReceive };
-  TransferLock(int fd, Stream* s, Side side);
+  enum When { kInUse, kEnding };  // kEnding: the table has forgotten the stream, or may
+  TransferLock(int fd, Stream* s, Side side, When when = kInUse);
   ~TransferLock();
   TransferLock(const TransferLock&) = delete;
   TransferLock& operator=(const TransferLock&) = delete;

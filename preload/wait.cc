@@ -14,6 +14,7 @@
 #include "preload/pair.h"
 #include "preload/pollers.h"
 #include "preload/readiness.h"
+#include "preload/revoke.h"
 #include "preload/spin.h"
 
 namespace mpklink {
@@ -108,6 +109,7 @@ bool ready_now(Stream* s, int fd, std::uint32_t event) {
     const Gate gate;
     r = ring_readiness(s, event);
   }
+  if (r.give_back) answer_freeze(fd, s);
   if (r.events & (event | EPOLLERR | EPOLLHUP)) return true;
   return r.ask_kernel != 0 && (kernel_readiness(s, fd, r.ask_kernel) & (event | EPOLLERR | EPOLLHUP)) != 0;
 }
@@ -156,11 +158,12 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   } else if (!(sticky & kStickyRdhup)) {
     kernel_events = POLLRDHUP;
   }
-  const bool tcp_out = [&] {
+  const auto path = [&] {
     const Gate gate;
-    return event == EPOLLOUT && static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kRing;  // relaxed: a look
+    return static_cast<Path>(s->core->send.path.load_relaxed());  // relaxed: a look
   }();
-  if (tcp_out) kernel_events |= POLLOUT;
+  // Bytes that have to go back to TCP wait for room there, whatever this thread waits for.
+  if ((event == EPOLLOUT && path != Path::kRing) || path == Path::kReturning) kernel_events |= POLLOUT;
   pollfd p[2] = {{fd, kernel_events, 0}, {poller->bell(), POLLIN, 0}};
   std::uint64_t cap = 0;
   if (poller->fresh()) cap = kFreshLookNs;

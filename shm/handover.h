@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Where each byte of one direction travels: TCP first, from an agreed offset on the ring, and, once it was revoked, TCP
+// Where each byte of one direction travels: TCP first, from an agreed offset on the ring, and, once it was frozen, TCP
 // again. Pure decisions; the caller moves the bytes and holds the direction's lock.
 //
 // Invariant (switch): switch_at = T is published before any byte at offset >= T' is sent, where T' < T is the count of TCP
-//   bytes sent so far; at least one byte goes over TCP after the publication, and none beyond T. So a receiver asleep in
-//   the kernel is woken by a TCP byte, and a receiver that has taken exactly T bytes knows that the ring comes next.
-// Invariant (end of ring): ring_end = E is published after the last ring byte; the next byte of the stream is on TCP.
+//   bytes sent so far; at least one byte goes over TCP after the publication, and none beyond T unless the ring was frozen.
+//   So a receiver asleep in the kernel is woken by a TCP byte, and a receiver that has taken exactly T bytes knows that the
+//   ring comes next.
+// Invariant (freeze): either side sets kFrozenBit in the head word, at any time. From then on the receiver takes nothing from
+//   the ring, and the sender sends the bytes [head, tail) over TCP before any other. So TCP carries what follows the last
+//   byte taken from the ring, in order, whoever reads it: that is what the kernel needs to go on without us.
+//   The sender looks at the bit before it writes, and again behind the fence of its publish: a freezer sets the bit (a
+//   fence), then rings; so a sender in the middle of a write sees the bit, and one asleep is woken (shm/ready.h).
 #pragma once
 #include <cstdint>
 
@@ -18,7 +23,8 @@ enum class Path : std::uint32_t {
   kTcp = 0,       // not switched: the kernel carries the bytes
   kDraining = 1,  // sender only: switched, but bytes below switch_at have still to go over TCP
   kRing = 2,
-  kTcpAgain = 3,  // the ring has ended; for ever
+  kReturning = 3,  // sender only: frozen, and bytes of the ring have still to go back over TCP
+  kTcpAgain = 4,   // frozen, and nothing of the ring is left
 };
 
 // Words private to the sending process (and its forked children).
@@ -26,6 +32,7 @@ struct SendState {
   Atomic<std::uint32_t> path;      // Path
   Atomic<std::uint64_t> tcp_sent;  // bytes given to TCP since the connection began
   Atomic<std::uint64_t> tcp_left;  // kDraining: bytes that must still go over TCP
+  Atomic<std::uint64_t> return_at;  // kReturning: ring position of the next byte to give back
 };
 struct ReceiveState {
   Atomic<std::uint32_t> path;
@@ -53,13 +60,19 @@ inline void tcp_sent(SendState* state, std::uint64_t n) {
   if (left == 0) state->path.store_relaxed(static_cast<std::uint32_t>(Path::kRing));
 }
 
-// The receiver, before it reads from TCP: has it taken all that comes that way? `lied`: the offset is in the past.
-inline Path receive_path(ReceiveState* state, const ProducerLine& peer, bool* lied) {
+// The receiver's path. `lied`: the offset is in the past and nothing was frozen.
+inline Path receive_path(ReceiveState* state, const Direction& direction, bool* lied) {
   const auto path = static_cast<Path>(state->path.load_relaxed());
-  if (path != Path::kTcp) return path;
+  if (path == Path::kTcpAgain) return path;
   const std::uint64_t received = state->tcp_received.load_relaxed();
   // SYNC: switch_at. Loaded after the recv call that took the last bytes, which the kernel orders behind the publication.
-  const Untrusted<std::uint64_t> word(peer.switch_at.load_acquire());
+  const Untrusted<std::uint64_t> word(path == Path::kRing ? 0 : direction.producer.switch_at.load_acquire());
+  // SYNC: frozen. Behind that: bytes beyond switch_at come over TCP only after the bit was set.
+  if (direction.consumer.head.load_acquire() & kFrozenBit) {
+    state->path.store_relaxed(static_cast<std::uint32_t>(Path::kTcpAgain));
+    return Path::kTcpAgain;
+  }
+  if (path == Path::kRing) return path;
   std::uint64_t at = 0;
   if (!word.checked([&](std::uint64_t v) { return v == 0 || v - 1 >= received; }, &at)) {
     *lied = true;
@@ -70,18 +83,28 @@ inline Path receive_path(ReceiveState* state, const ProducerLine& peer, bool* li
   return Path::kRing;
 }
 
-// The sender leaves the ring for ever; `ring_tail` = bytes it ever put there.
-inline void end_ring(SendState* state, ProducerLine* line, std::uint64_t ring_tail) {
-  line->ring_end.store_release(ring_tail + 1);  // SYNC: ring_end, before the next TCP byte
-  state->path.store_relaxed(static_cast<std::uint32_t>(Path::kTcpAgain));
+// Sets the bit; for either side, under its own lock of the direction.
+inline void freeze(ConsumerLine* line) { line->head.fetch_or(kFrozenBit); }  // SYNC: frozen
+
+// The sender has seen the bit (`head`: where the unread bytes begin, checked). True: there are bytes to give back.
+inline bool begin_return(SendState* state, ProducerLine* line, std::uint64_t head, std::uint64_t unread) {
+  const auto path = static_cast<Path>(state->path.load_relaxed());
+  if (path == Path::kReturning) return true;
+  if (path == Path::kTcpAgain) return false;
+  const bool any = path == Path::kRing && unread > 0;
+  state->return_at.store_relaxed(head);
+  state->path.store_relaxed(static_cast<std::uint32_t>(any ? Path::kReturning : Path::kTcpAgain));
+  if (!any) line->returned.store_release(1);  // SYNC: returned
+  return any;
 }
 
-// The receiver, when its ring is empty at `ring_head`: true once the sender has left it.
-inline bool ring_ended(ReceiveState* state, const ProducerLine& peer, std::uint64_t ring_head) {
-  const std::uint64_t end = peer.ring_end.load_acquire();  // SYNC: ring_end
-  if (end == 0 || end - 1 != ring_head) return false;
+// `n` more bytes of the ring went over TCP; `tail`: where they end.
+inline void gave_back(SendState* state, ProducerLine* line, std::uint64_t n, std::uint64_t tail) {
+  const std::uint64_t at = state->return_at.load_relaxed() + n;
+  state->return_at.store_relaxed(at);
+  if (at != tail) return;
   state->path.store_relaxed(static_cast<std::uint32_t>(Path::kTcpAgain));
-  return true;
+  line->returned.store_release(1);  // SYNC: returned
 }
 
 }  // namespace mpklink

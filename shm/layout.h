@@ -12,7 +12,7 @@
 
 namespace mpklink {
 
-constexpr std::uint32_t kLayoutVersion = 1;
+constexpr std::uint32_t kLayoutVersion = 2;
 constexpr std::uint64_t kChannelMagic = 0x31304e484b504d4c;  // "LMPKHN01"
 constexpr std::uint64_t kBoardMagic = 0x31304452424b504d;    // "MPKBRD01"
 constexpr std::size_t kPage = 4096;
@@ -22,13 +22,19 @@ struct alignas(64) ProducerLine {
   Atomic<std::uint64_t> tail;        // bytes ever written to the ring
   Atomic<std::uint64_t> base;        // the position at data[0]; changes only while the ring is empty
   Atomic<std::uint64_t> switch_at;   // 0: not yet; n + 1: the ring starts after n bytes of TCP
-  Atomic<std::uint64_t> ring_end;    // 0: none; n + 1: after n ring bytes the stream goes on over TCP
   Atomic<std::uint32_t> want_space;  // 1: the producer found the ring full; the consumer takes the wish with exchange
+  Atomic<std::uint32_t> returned;    // 1: the direction was frozen and all that was unread is on TCP now
+  Atomic<std::uint32_t> look_back;   // 1: this side froze the OTHER direction; said here because the peer looks here anyway
 };
 struct alignas(64) ConsumerLine {
-  Atomic<std::uint64_t> head;    // bytes ever taken from the ring
+  Atomic<std::uint64_t> head;    // bytes ever taken from the ring (63 bits), and kFrozenBit
   Atomic<std::uint32_t> closed;  // 1: the consumer's last descriptor was closed; nobody will read again
 };
+
+// In the head word. Set once, by either side (fetch_or): nothing is taken from the ring any more, the unread bytes and all
+// later ones travel over TCP. One word, so that "how far did the consumer get" and "it will not go on" are one answer.
+constexpr std::uint64_t kFrozenBit = std::uint64_t{1} << 63;
+constexpr std::uint64_t kPositionMask = kFrozenBit - 1;
 
 struct Direction {
   ProducerLine producer;
@@ -54,8 +60,8 @@ static_assert(offsetof(ChannelHeader, accept_state) == 64);
 static_assert(offsetof(ChannelHeader, waiters) == 128);
 static_assert(offsetof(ChannelHeader, direction) == 256);
 static_assert(offsetof(ProducerLine, tail) == 0 && offsetof(ProducerLine, base) == 8);
-static_assert(offsetof(ProducerLine, switch_at) == 16 && offsetof(ProducerLine, ring_end) == 24);
-static_assert(offsetof(ProducerLine, want_space) == 32);
+static_assert(offsetof(ProducerLine, switch_at) == 16 && offsetof(ProducerLine, want_space) == 24);
+static_assert(offsetof(ProducerLine, returned) == 28 && offsetof(ProducerLine, look_back) == 32);
 static_assert(offsetof(ConsumerLine, head) == 0 && offsetof(ConsumerLine, closed) == 8);
 static_assert(sizeof(Direction) == 128 && sizeof(ChannelHeader) == 512 && sizeof(ChannelHeader) <= kPage);
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "shm/untrusted.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
@@ -16,10 +17,11 @@ bool RingProducer::refresh() {
   tail_ = state_->tail.load_relaxed();  // relaxed: our own word, ordered by the stream's send lock
   const std::uint64_t tail = tail_;
   // SYNC: head published. The consumer's copies out of the ring happened before; its space may be overwritten.
-  const Untrusted<std::uint64_t> head(peer_->head.load_acquire());
+  const Untrusted<std::uint64_t> word(peer_->head.load_acquire());  // SYNC: frozen
   std::uint64_t h = 0;
-  if (!head.checked([&](std::uint64_t v) { return tail - v <= capacity_; }, &h)) return false;
-  used_ = tail - h;
+  if (!word.checked([&](std::uint64_t v) { return ((tail - v) & kPositionMask) <= capacity_; }, &h)) return false;
+  used_ = (tail - h) & kPositionMask;
+  frozen_ = (h & kFrozenBit) != 0;
   return true;
 }
 
@@ -32,17 +34,31 @@ void RingProducer::start_over() {
   mine_->base.store_relaxed(tail_);  // relaxed: ordered before the tail that first uses it (SYNC: tail published)
 }
 
+std::size_t RingProducer::read_back(std::uint64_t position, void* to, std::size_t n) const {
+  auto* bytes = static_cast<unsigned char*>(to);
+  const std::size_t take = min_u64(n, tail_ - position);
+  const std::size_t at = (position - state_->base.load_relaxed()) & (capacity_ - 1);  // relaxed: our own word
+  const std::size_t first = min_u64(take, capacity_ - at);
+  std::memcpy(bytes, data_ + at, first);
+  std::memcpy(bytes + first, data_, take - first);
+  return take;
+}
+
 std::size_t RingProducer::write(const void* from, std::size_t n) {
   if (used_ == 0) start_over();
   const auto* bytes = static_cast<const unsigned char*>(from);
   const std::size_t take = min_u64(n, space());
   const std::size_t at = (tail_ - state_->base.load_relaxed()) & (capacity_ - 1);  // relaxed: our own word
   const std::size_t first = min_u64(take, capacity_ - at);
-  std::memcpy(data_ + at, bytes, first);
-  std::memcpy(data_, bytes + first, take - first);
-  tail_ += take;
-  used_ += take;
-  return take;
+  std::size_t bad = user_copy(data_ + at, bytes, first);
+  if (bad != 0) {
+    bad += take - first;
+  } else if (take > first) {
+    bad = user_copy(data_, bytes + first, take - first);
+  }
+  tail_ += take - bad;
+  used_ += take - bad;
+  return take - bad;
 }
 
 void RingProducer::publish() {
@@ -64,8 +80,8 @@ bool RingConsumer::refresh() {
   // SYNC: tail published. Bytes up to tail, and the base they were written under, are visible.
   const Untrusted<std::uint64_t> tail(peer_->tail.load_acquire());
   std::uint64_t t = 0;
-  if (!tail.checked([&](std::uint64_t v) { return v - head <= capacity_; }, &t)) return false;
-  available_ = t - head;
+  if (!tail.checked([&](std::uint64_t v) { return ((v - head) & kPositionMask) <= capacity_; }, &t)) return false;
+  available_ = (t - head) & kPositionMask;
   base_ = peer_->base.load_relaxed();  // relaxed: ordered by the acquire above; any value is safe under the mask
   return true;
 }
@@ -76,15 +92,27 @@ std::size_t RingConsumer::peek(std::uint64_t offset, void* to, std::size_t n) co
   const std::size_t take = min_u64(n, available_ - offset);
   const std::size_t at = (head_ + offset - base_) & (capacity_ - 1);
   const std::size_t first = min_u64(take, capacity_ - at);
-  std::memcpy(bytes, data_ + at, first);
-  std::memcpy(bytes + first, data_, take - first);
-  return take;
+  std::size_t bad = user_copy(bytes, data_ + at, first);
+  if (bad != 0) {
+    bad += take - first;
+  } else if (take > first) {
+    bad = user_copy(bytes + first, data_, take - first);
+  }
+  return take - bad;
 }
 
-void RingConsumer::publish() {
-  state_->head.store_relaxed(head_);  // relaxed: our own word
-  // SYNC: head published. Exchange, not store: the fence between this and the look at the producer's wish.
-  mine_->head.exchange(head_);
+bool RingConsumer::publish(bool* lied) {
+  head_ &= kPositionMask;
+  const std::uint64_t before = state_->head.load_relaxed();  // relaxed: our own word
+  std::uint64_t seen = before;
+  // SYNC: head published. Compare-exchange: the fence between this and the look at the producer's wish, and the one
+  // moment at which the bytes are taken or, when the ring was frozen first, are not.
+  if (mine_->head.compare_exchange(seen, head_)) {
+    state_->head.store_relaxed(head_);  // relaxed: our own word
+    return true;
+  }
+  *lied = seen != (before | kFrozenBit);
+  return false;
 }
 
 bool RingConsumer::take_wish() {

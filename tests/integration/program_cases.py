@@ -22,9 +22,7 @@ CASES = {
 
 # Asked for by the design, but not by issue 2: marked `beyond`.
 BEYOND = {
-    ("semantics_data", "efault"), ("semantics_end", "fork_both"), ("semantics_wait", "cancel"),
     ("semantics_epoll", "nested"),
-    *(("semantics_revoke", case) for case in CASES["semantics_revoke"]),
 }  # fmt: skip
 
 # Make no sense with both ends in one process: they close the other end's descriptors, or a forked child keeps them open.

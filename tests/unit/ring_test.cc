@@ -2,6 +2,9 @@
 // The ring against a plain queue: every short sequence of operations at the smallest sizes, long random ones at all sizes.
 #include "shm/ring.h"
 
+#include "shm/handover.h"
+#include "shm/user_copy.h"
+
 #include <catch2/catch.hpp>
 #include <cstdlib>
 #include <deque>
@@ -62,8 +65,37 @@ class Harness {
     for (std::size_t i = 0; i < expected; ++i) ENSURE(bytes[i] == queue_[i]);
     ENSURE(bytes[n] == 0xcc);
     c.consume(expected);
-    c.publish();
+    bool lied = false;
+    ENSURE(c.publish(&lied));
+    ENSURE(!lied);
     queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(expected));
+  }
+
+  // Whoever froze the ring: all that was sent and not received comes back, in order, and nothing can be taken any more.
+  void freeze_and_give_back() {
+    freeze(&direction_.consumer);
+    RingConsumer c = consumer();
+    ENSURE(c.refresh());
+    ENSURE(c.frozen());
+    if (c.available() > 0) {
+      c.consume(1);
+      bool lied = false;
+      ENSURE(!c.publish(&lied));
+      ENSURE(!lied);
+    }
+    RingProducer p = producer();
+    ENSURE(p.refresh());
+    ENSURE(p.frozen());
+    ENSURE(p.used() == queue_.size());
+    std::uint64_t at = p.head();
+    for (std::size_t i = 0; i < queue_.size();) {
+      unsigned char bytes[7];
+      const std::size_t n = p.read_back(at, bytes, sizeof bytes);
+      ENSURE(n == std::min(sizeof bytes, queue_.size() - i));
+      for (std::size_t k = 0; k < n; ++k) ENSURE(bytes[k] == queue_[i + k]);
+      i += n;
+      at += n;
+    }
   }
 
   void check_guard() const {
@@ -95,8 +127,8 @@ TEST_CASE("ring: every sequence of six operations at the smallest capacities", "
   const std::size_t kinds = sizes.size() * 2;
   std::size_t sequences = 1;
   for (int i = 0; i < 6; ++i) sequences *= kinds;
-  // 2^64 is crossed in every run: positions must wrap like any other.
-  const std::uint64_t start = ~std::uint64_t{0} - capacity;
+  // 2^63 is crossed in every run: positions must wrap like any other.
+  const std::uint64_t start = kPositionMask - capacity;
   for (std::size_t code = 0; code < sequences; ++code) {
     Harness ring(capacity, start);
     for (std::size_t rest = code, i = 0; i < 6; ++i, rest /= kinds) {
@@ -107,6 +139,7 @@ TEST_CASE("ring: every sequence of six operations at the smallest capacities", "
         ring.receive(sizes[kind - sizes.size()]);
       }
     }
+    ring.freeze_and_give_back();
     ring.check_guard();
   }
 }
@@ -163,6 +196,32 @@ TEST_CASE("ring: a peer's impossible indices are refused and touch nothing", "[r
     REQUIRE(c.peek(0, bytes, 64) == 64);
   }
   ring.check_guard();
+}
+
+TEST_CASE("ring: a head word that is not ours any more is a lie, a frozen one is not", "[ring]") {
+  Harness ring(64);
+  ring.send(10);
+  RingConsumer c = ring.consumer();
+  REQUIRE(c.refresh());
+  c.consume(5);
+  bool lied = false;
+  ring.direction_.consumer.head.store_relaxed(3);
+  REQUIRE_FALSE(c.publish(&lied));
+  REQUIRE(lied);
+}
+
+TEST_CASE("user_copy: copies every size at every alignment, and nothing else", "[ring]") {
+  std::vector<unsigned char> from(2100), to(2100);
+  for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<unsigned char>(i * 7 + 1);
+  for (std::size_t n = 0; n < 1030; ++n) {
+    const std::size_t shift = n % 17;
+    std::fill(to.begin(), to.end(), 0xee);
+    ENSURE(user_copy(&to[16 + shift], &from[shift], n) == 0);
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      const bool inside = i >= 16 + shift && i < 16 + shift + n;
+      ENSURE(to[i] == (inside ? from[i - 16] : 0xee));
+    }
+  }
 }
 
 TEST_CASE("ring: the wish for space is taken once, when half is free", "[ring]") {

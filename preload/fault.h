@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// EFAULT for bad buffers: a SIGSEGV or SIGBUS handler for faults inside shm/user_copy alone.
+//
+// DESIGN section 1 wants no signal handler of ours; it also wants, before that, that the program cannot tell. recv(2) into
+// an unmapped page is EFAULT and not a crash, and no check beforehand is sound (memory may go away at any time) or free (a
+// system call each). So the handler is there from the first connection on, and only where the program has none: one that sets
+// its own replaces ours, and is never told of ours (hooks_signal.cc). Faults elsewhere end as if it did not exist: the default
+// action is put back and the instruction faults again.
+#pragma once
+#include <signal.h>
+
+#include <cstddef>
+
+namespace mpklink {
+
+void install_fault_handlers();           // where the disposition is the default; once
+bool is_fault_handler(const struct sigaction& action);
+// The program asks for the default action of SIGSEGV or SIGBUS: ours, when it was in force. Null: it was not.
+const struct sigaction* default_or_ours(int number);
+
+// Whether [at, at + n) can be read, or read and written, now. For the small structures of a call.
+bool can_read(const void* at, std::size_t n);
+bool can_write(void* at, std::size_t n);
+
+}  // namespace mpklink

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+#include "preload/give_back.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "preload/log.h"
+#include "preload/revoke.h"
+#include "preload/transfer_lock.h"
+#include "preload/transfer_step.h"
+
+namespace mpklink {
+namespace {
+
+constexpr std::size_t kChunk = 8192;  // on the stack: programs run us on small ones
+constexpr int kRoundMs = 10;
+constexpr int kRounds = 100;
+
+struct Chunk {
+  bool lied = false;
+  bool any = false;
+  std::size_t size = 0;
+  std::uint64_t tail = 0;
+  unsigned char bytes[kChunk];
+};
+
+// What comes next, copied out. One gate.
+void next_chunk(Stream* s, Chunk* c) {
+  const Gate gate;
+  SendState& state = s->core->send;
+  RingProducer producer = producer_of(s);
+  c->lied = !producer.refresh() || !producer.frozen();
+  c->any = !c->lied && begin_return(&state, &outgoing(s).producer, producer.head(), producer.used());
+  if (!c->any) return;
+  c->tail = s->core->producer.tail.load_relaxed();  // relaxed: under the send lock
+  c->size = producer.read_back(state.return_at.load_relaxed(), c->bytes, kChunk);
+}
+
+// All bytes between the cursor and the tail are dealt with (`all`), or the first `n` of them.
+void advance(Stream* s, const Chunk& c, std::size_t n, bool all) {
+  const Gate gate;
+  SendState& state = s->core->send;
+  if (all) n = c.tail - state.return_at.load_relaxed();  // relaxed: under the send lock
+  gave_back(&state, &outgoing(s).producer, n, c.tail);
+  if (!all) tcp_sent(&state, n);
+}
+
+// Room for a whole ring, so that it fits even where the program asked for a small buffer.
+void make_room(int fd, const Stream* s) {
+  int size = 0;
+  socklen_t length = sizeof size;
+  if (real().getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, &length) != 0) return;
+  const int more = size + static_cast<int>(s->capacity);
+  real().setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &more, sizeof more);
+}
+
+// `lock` makes a TransferLock: the stream may have left the table already.
+template <class Lock>
+bool give_back_patiently(int fd, Stream* s, Lock lock) {
+  for (int round = 0; round < kRounds; ++round) {
+    {
+      const auto held = lock();
+      if (!held.held() || s->core == nullptr || give_back(fd, s)) return true;
+    }
+    if (round == 0) {
+      make_room(fd, s);
+      continue;
+    }
+    pollfd p = {fd, POLLOUT, 0};
+    real().poll(&p, 1, kRoundMs);
+  }
+  log(LogLevel::kError, FMT_COMPILE("fd {}: the peer does not take the bytes that go back to TCP"), fd);
+  return false;
+}
+
+}  // namespace
+
+bool give_back(int fd, Stream* s) {
+  const ErrnoSaver keep;
+  note_revoked(s);
+  for (;;) {
+    Chunk c;
+    next_chunk(s, &c);
+    if (c.lied) poison(fd, s);
+    if (!c.any) return true;
+    const ssize_t n = real().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n < 0 && errno == EAGAIN) return false;
+    if (n > 0) process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
+    advance(s, c, n < 0 ? 0 : static_cast<std::size_t>(n), n < 0);
+  }
+}
+
+bool give_back_all(int fd, Stream* s) {
+  return give_back_patiently(fd, s, [&] { return TransferLock(fd, s, TransferLock::kSend); });
+}
+
+void give_back_at_end(int fd, Stream* s) {
+  if (fd < 0 || s->core == nullptr) return;
+  {
+    const Gate gate;
+    const auto path = static_cast<Path>(s->core->send.path.load_relaxed());  // relaxed: nobody sends any more
+    const bool frozen = (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;  // SYNC: frozen
+    if (!frozen || path == Path::kTcpAgain) return;
+  }
+  if (give_back_patiently(fd, s, [&] { return TransferLock(fd, s, TransferLock::kSend, TransferLock::kEnding); })) return;
+  const linger reset = {1, 0};  // an end that looks like one would hide the loss
+  real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+}
+
+}  // namespace mpklink

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT
+// The sender's half of a revoke: bytes that went into the ring and were not taken from it go over TCP after all.
+#pragma once
+#include "preload/stream.h"
+
+namespace mpklink {
+
+// Sends what is left to give back of a frozen ring, without blocking. Send lock held, gate closed. True: nothing is left, what
+// the program sends next may follow over TCP. A connection that has ended takes the bytes with it, as TCP's send queue.
+bool give_back(int fd, Stream* s);
+
+// As often as it takes, making room in the socket's send buffer; before the descriptor leaves our hands. No lock held; false:
+// some bytes did not fit within a second.
+bool give_back_all(int fd, Stream* s);
+
+// At the last close: whoever froze the ring still gets everything. Both locks free, `fd` no longer in the table.
+void give_back_at_end(int fd, Stream* s);
+
+}  // namespace mpklink

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: MIT
+// The receiving direction of a managed stream.
+#include <errno.h>
+#include <limits.h>
+#include <sys/epoll.h>
+
+#include "preload/epoll_set.h"
+#include "preload/log.h"
+#include "preload/pair.h"
+#include "preload/revoke.h"
+#include "preload/transfer_lock.h"
+#include "preload/transfer_step.h"
+
+namespace mpklink {
+namespace {
+
+constexpr std::uint32_t kEmptyReadsBeforeKernel = 8;
+
+void count_tcp_received(Stream* s, std::uint64_t n) {
+  if (s->core == nullptr) {
+    s->tcp_received.fetch_add(n);
+    return;
+  }
+  process().counters.tcp_rx.fetch_add(n);
+  auto& count = s->core->receive.tcp_received;
+  count.store_relaxed(count.load_relaxed() + n);  // relaxed: under the receive lock
+}
+
+struct Look {
+  Path path = Path::kTcp;
+  std::size_t taken = 0;
+  bool filled = false;
+  bool fault = false;
+  bool lied = false;
+  bool moved = false;  // the path changed just now, or the peer wants its bytes back
+};
+
+// Takes from the ring what fits. Gate open.
+void take_from_ring(RingConsumer* consumer, const iovec* to, int n, int flags, Look* look) {
+  for (int i = 0; i < n; ++i) {
+    const std::size_t there = consumer->available() - (flags & MSG_PEEK ? look->taken : 0);
+    const std::size_t want = to[i].iov_len < there ? to[i].iov_len : there;
+    // MSG_TRUNC on TCP: the bytes are thrown away (recv(2)).
+    const std::size_t got =
+        flags & MSG_TRUNC ? want : consumer->peek(flags & MSG_PEEK ? look->taken : 0, to[i].iov_base, want);
+    if (!(flags & MSG_PEEK)) consumer->consume(got);
+    look->taken += got;
+    look->fault = got < want;
+    look->filled = got == to[i].iov_len;
+    if (!look->filled) return;
+  }
+}
+
+// One gate: which path, and what the ring has. `to` is a copy that was checked against the guarded range: the program's
+// own array may change under us.
+Look look_at_ring(Stream* s, const iovec* to, int n, int flags, Wakeups* wakeups) {
+  Look look;
+  if (s->core == nullptr) return look;
+  const Gate gate;
+  ReceiveState& state = s->core->receive;
+  const auto before = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
+  look.path = receive_path(&state, incoming(s), &look.lied);
+  if (!look.lied && look.path == Path::kRing) {
+    RingConsumer consumer = consumer_of(s);
+    look.lied = !consumer.refresh();
+    if (!look.lied && consumer.available() > 0) {
+      take_from_ring(&consumer, to, n, flags, &look);
+      // Frozen while we copied: none of it was taken, all of it comes over TCP.
+      const bool kept = flags & MSG_PEEK ? !consumer.frozen() : consumer.publish(&look.lied);
+      if (!kept) {
+        look.taken = 0;
+        look.fault = false;
+        look.path = receive_path(&state, incoming(s), &look.lied);
+      } else if (!(flags & MSG_PEEK) && consumer.take_wish()) {
+        wakeups->collect(s);
+      }
+    }
+  }
+  look.moved = look.path != before || (incoming(s).producer.look_back.load_relaxed() != 0 &&  // relaxed: a hint
+                                       !s->answered.load_relaxed());
+  return look;
+}
+
+// After bytes came over TCP: counts them and sees whether the ring comes next. True: the path changed.
+bool count_and_follow(Stream* s, ssize_t n, int flags) {
+  if (flags & MSG_PEEK) return false;
+  if (s->core == nullptr) {
+    count_tcp_received(s, static_cast<std::uint64_t>(n));
+    return false;
+  }
+  const Gate gate;
+  count_tcp_received(s, static_cast<std::uint64_t>(n));
+  ReceiveState& state = s->core->receive;
+  const auto path = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
+  if (path == Path::kTcpAgain) {
+    // Both directions came back, and now their last bytes: the channel can go.
+    return static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain &&  // relaxed: a hint
+           incoming(s).producer.returned.load_acquire() != 0;                          // SYNC: returned
+  }
+  if (path != Path::kTcp) return false;
+  bool lied = false;  // said again, and answered, by the next operation
+  return receive_path(&state, incoming(s), &lied) != Path::kTcp;
+}
+
+ssize_t kernel_receive(const Call& c, std::size_t skip, std::size_t limit) {
+  iovec to[kPartsMax];
+  msghdr header = {};
+  header.msg_iov = to;
+  header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, skip, limit, to));
+  if (header.msg_iovlen == 0) return errno = EFAULT, -1;
+  return real().recvmsg(c.fd, &header, (c.flags | MSG_DONTWAIT) & ~MSG_WAITALL);
+}
+
+bool unread_by_peer(Stream* s) {
+  const Gate gate;
+  RingProducer producer = producer_of(s);
+  return producer.refresh() && producer.used() > 0 && !producer.frozen() && !outgoing(s).consumer.closed.load_acquire();
+}
+
+// The stream was taken back from the ring, and the peer died before it had given back what was unread.
+bool bytes_lost_on_the_way(Stream* s) {
+  const Gate gate;
+  const Direction& in = incoming(s);
+  if (static_cast<Path>(s->core->receive.path.load_relaxed()) != Path::kTcpAgain) return false;  // relaxed: receive lock
+  if (in.producer.returned.load_acquire() != 0) return false;  // SYNC: returned
+  RingConsumer consumer = consumer_of(s);
+  return consumer.refresh() && consumer.available() > 0;
+}
+
+// The ring is empty and the kernel says the peer has finished. A process that died with our bytes unread in its ring would
+// have been a reset on TCP, whose queue the kernel knows.
+Step end_of_input(int fd, Stream* s) {
+  if (s->core == nullptr || s->forked.load_relaxed()) return moved(0);  // relaxed: set once
+  if (bytes_lost_on_the_way(s) && s->end_reported.exchange(1) == 0) return failed(ECONNRESET);
+  // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
+  if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);
+  // Asked again once it is dead: it may have read the rest between the two looks, and then ended well.
+  if (!peer_is_dead(fd, s) || s->send_over_tcp.load_acquire() || !unread_by_peer(s)) return moved(0);
+  if (s->end_reported.exchange(1) != 0) return moved(0);
+  log(LogLevel::kWarn, FMT_COMPILE("fd {}: the peer died with unread bytes; TCP would have reset the connection"), fd);
+  return failed(ECONNRESET);
+}
+
+bool must_ask_kernel(Stream* s, Path path) {
+  if (path != Path::kRing || s->sticky.load_relaxed() != 0) return true;  // relaxed: own or earlier news
+  // A program that only ever tries, never waits, must see the end too: ask now and then.
+  const std::uint32_t empty = s->empty_reads.load_relaxed() + 1;  // relaxed: under the receive lock
+  s->empty_reads.store_relaxed(empty % kEmptyReadsBeforeKernel);
+  return empty == kEmptyReadsBeforeKernel;
+}
+
+Step look_and_wake(const Call& c, std::size_t skip, std::size_t limit, Look* look) {
+  iovec to[kPartsMax];
+  const int n = window(c.parts, c.count, skip, limit, to);
+  if (n == 0 || touches_guarded(to, n)) return failed(EFAULT);
+  Wakeups wakeups;
+  *look = look_at_ring(c.s, to, n, c.flags, &wakeups);
+  wakeups.ring();
+  if (look->lied) {
+    poison(c.fd, c.s);
+    return failed(ECONNRESET);
+  }
+  if (look->taken == 0) return failed(look->fault ? EFAULT : EAGAIN);
+  Step step = moved(static_cast<ssize_t>(look->taken));
+  step.more = look->filled && look->path == Path::kRing;
+  step.fault = look->fault;
+  return step;
+}
+
+// Receive lock held. *follow: the path changed, the stream's epoll sets must look again.
+Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* follow) {
+  Stream* s = c.s;
+  if (s->poisoned.load_acquire()) return failed(ECONNRESET);
+  Look look;
+  Step step = look_and_wake(c, skip, limit, &look);
+  *follow = look.moved;
+  if (step.error != EAGAIN) return step;
+  if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
+  if (!must_ask_kernel(s, look.path)) return failed(EAGAIN);
+
+  const ErrnoSaver keep;
+  ssize_t n = 1;
+  if (look.path == Path::kRing) {
+    // Bytes in the kernel were sent behind everything in the ring, but perhaps since we looked at it: look first, take later.
+    char byte = 0;
+    n = real().recv(c.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n > 0) {
+      step = look_and_wake(c, skip, limit, &look);
+      *follow = *follow || look.moved;
+      if (step.error != EAGAIN) return step;
+    }
+  }
+  if (n > 0) n = kernel_receive(c, skip, limit);
+  if (n > 0) {
+    *follow = count_and_follow(s, n, c.flags) || *follow;
+    return moved(n);
+  }
+  const int error = n < 0 ? errno : 0;
+  if (error == EAGAIN) {
+    s->sticky.fetch_and(~std::uint32_t{kStickyIn});
+    return failed(EAGAIN);
+  }
+  if (error == EFAULT) return failed(EFAULT);
+  s->sticky.fetch_or(kStickyRdhup);
+  if (look.path == Path::kRing) {
+    // What the peer put into the ring before it finished is visible only now.
+    step = look_and_wake(c, skip, limit, &look);
+    if (step.error != EAGAIN) {
+      if (error != 0) s->pending_error.store_relaxed(static_cast<std::uint32_t>(error));  // relaxed: under the lock
+      return step;
+    }
+  }
+  return error == 0 ? end_of_input(c.fd, s) : failed(error);
+}
+
+// recv(2) of zero bytes waits until there is something to receive (read(2) of zero does not; its hook asks the kernel).
+ssize_t receive_nothing(int fd, Stream* s, int flags) {
+  std::uint64_t deadline = 0;
+  for (;;) {
+    char byte = 0;
+    if (unread_bytes(fd, s) > 0 || real().recv(fd, &byte, 0, MSG_DONTWAIT) == 0) return 0;
+    if (errno != EAGAIN) return -1;
+    if (non_blocking(s, flags)) return finish_call(0, EAGAIN);
+    const int error = block(s, fd, EPOLLIN, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    if (error != 0) return finish_call(0, error);
+  }
+}
+
+}  // namespace
+
+ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  if (flags & (MSG_OOB | MSG_ERRQUEUE)) return kNotOurs;
+  std::size_t total = 0;
+  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
+  if (total == 0) return receive_nothing(fd, s, flags);
+  const Call call = {fd, s, parts, count, flags};
+  std::size_t done = 0;
+  std::uint64_t deadline = 0;
+  bool waited = false;
+  for (;;) {
+    Step step;
+    bool follow = false;
+    {
+      const TransferLock lock(fd, s, TransferLock::kReceive);
+      if (lock.reentered()) return finish_call(done, EAGAIN);
+      if (!lock.held()) return lost_stream(fd, s, done, waited);
+      step = receive_step(call, done, total - done, &follow);
+    }
+    if (follow) path_moved(fd, s);
+    if (step.n > 0) {
+      done += static_cast<std::size_t>(step.n);
+      if (done == total || step.fault || (flags & MSG_PEEK) || !((flags & MSG_WAITALL) || step.more)) {
+        return static_cast<ssize_t>(done);
+      }
+      continue;
+    }
+    if (step.n == 0) return static_cast<ssize_t>(done);
+    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(done, step.error);
+    if (done > 0 && !(flags & MSG_WAITALL)) return static_cast<ssize_t>(done);
+    waited = true;
+    const int error = block(s, fd, EPOLLIN, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    if (error != 0) return finish_call(done, error);
+  }
+}
+
+int unread_bytes(int fd, Stream* s) {
+  int in_kernel = 0;
+  if (real().ioctl(fd, FIONREAD, &in_kernel) != 0) return -1;
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (!lock.held() || s->core == nullptr) return in_kernel;
+  const Gate gate;
+  RingConsumer consumer = consumer_of(s);
+  if (consumer.frozen() || !consumer.refresh()) return in_kernel;
+  const std::uint64_t sum = consumer.available() + static_cast<std::uint64_t>(in_kernel);
+  return sum > INT_MAX ? INT_MAX : static_cast<int>(sum);
+}
+
+}  // namespace mpklink

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT
+#include "preload/revoke.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include "preload/epoll_set.h"
+#include "preload/fd_table.h"
+#include "preload/give_back.h"
+#include "preload/log.h"
+#include "preload/pair.h"
+#include "preload/rendezvous.h"
+#include "preload/transfer_lock.h"
+#include "shm/raw_syscall.h"
+
+namespace mpklink {
+namespace {
+
+// How long a peer that is awake, or asleep in one of our waits, may take to give bytes back. One that does neither (it
+// computes, it was stopped) does so at its next operation; the bytes then come late, but they come.
+constexpr std::uint64_t kReturnWaitNs = 100000000;
+constexpr long kReturnNapNs = 20000;
+
+bool asked_for(Stream* s) {
+  const Gate gate;
+  const bool frozen = (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;  // SYNC: frozen
+  return frozen && static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kTcpAgain;  // relaxed: send lock
+}
+
+// Both directions are TCP's again: the stream goes on as an ordinary connection, perhaps to be upgraded anew.
+void leave_channel(int fd, Stream* s) {
+  {
+    const TransferLock send(fd, s, TransferLock::kSend);
+    const TransferLock receive(fd, s, TransferLock::kReceive);
+    if (!send.held() || !receive.held() || s->core == nullptr || state_of(s) != State::kShared) return;
+    {
+      const Gate gate;
+      const auto out = static_cast<Path>(s->core->send.path.load_relaxed());  // relaxed: both locks
+      const auto in = static_cast<Path>(s->core->receive.path.load_relaxed());
+      if (out != Path::kTcpAgain || in != Path::kTcpAgain) return;
+      // Until the peer has given everything back, this mapping is what tells a lost byte from an end of file.
+      if (incoming(s).producer.returned.load_acquire() == 0) return;  // SYNC: returned
+      incoming(s).consumer.closed.exchange(1);                        // SYNC: closed. The slot may be used again
+    }
+    back_to_tcp(s);
+  }
+  release_stream(s, kDropChannel);
+}
+
+void freeze_outgoing(int fd, Stream* s) {
+  {
+    const TransferLock lock(fd, s, TransferLock::kSend);
+    if (!lock.held() || s->core == nullptr) return;
+    const Gate gate;
+    freeze(&outgoing(s).consumer);
+  }
+  give_back_all(fd, s);
+}
+
+// True: the peer has bytes to give back.
+bool freeze_incoming(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (!lock.held() || s->core == nullptr) return false;
+  Wakeups wakeups;
+  bool unread = false;
+  {
+    const Gate gate;
+    freeze(&incoming(s).consumer);
+    outgoing(s).producer.look_back.exchange(1);  // SYNC: look_back. Exchange: the fence before the look at the waiters
+    bool lied = false;                           // a lie about offsets no longer matters
+    receive_path(&s->core->receive, incoming(s), &lied);
+    RingConsumer consumer = consumer_of(s);
+    unread = consumer.refresh() && consumer.available() > 0;
+    wakeups.collect(s);
+  }
+  wakeups.ring();
+  return unread;
+}
+
+// The other end is in this very process: nobody else would give its bytes back while we wait.
+void answer_in_this_process(Stream* s) {
+  Stream* twin = twin_stream(s);
+  const int fd = twin == nullptr ? -1 : fd_of(twin);
+  if (fd >= 0) answer_freeze(fd, twin);
+}
+
+void wait_until_returned(int fd, Stream* s) {
+  if (!pin(fd, s)) return;
+  const std::uint64_t start = now_ns();
+  for (;;) {
+    answer_in_this_process(s);
+    {
+      const Gate gate;
+      if (incoming(s).producer.returned.load_acquire() != 0) break;  // SYNC: returned
+    }
+    if (now_ns() - start > kReturnWaitNs) {
+      log(LogLevel::kInfo, FMT_COMPILE("fd {}: the peer is busy elsewhere; unread bytes come back at its next operation"), fd);
+      break;
+    }
+    const timespec nap = {0, kReturnNapNs};
+    raw_syscall(SYS_nanosleep, reinterpret_cast<long>(&nap), 0);  // raw: no cancellation point of the program's
+  }
+  unpin(s);
+}
+
+// No upgrade step is under way afterwards, and none follows. False: the stream is not upgraded.
+bool settle_upgrade(Stream* s, Reason reason) {
+  const LockGuard step(s->step_lock);
+  make_plain(s, reason);
+  if (state_of(s) == State::kOffered) withdraw_offer(s, reason);
+  return managed(state_of(s));
+}
+
+}  // namespace
+
+void note_revoked(Stream* s) {
+  if (s->revoke_noted.exchange(1) == 0) process().counters.revoked.fetch_add(1);
+}
+
+void revoke(int fd, Stream* s, Reason reason) {
+  const ErrnoSaver keep;
+  s->stay_plain.store_release(1);
+  make_plain(s, reason);
+  if (!managed(state_of(s)) || locks_held_here() != 0) return;  // in a handler that interrupted us: nothing can be done
+  if (!settle_upgrade(s, reason)) return;
+  count_plain(reason);
+  freeze_outgoing(fd, s);
+  if (freeze_incoming(fd, s)) wait_until_returned(fd, s);
+  path_moved(fd, s);
+}
+
+void revoke_inheritable(Reason reason) {
+  for (int fd = 0; fd <= fd_table().highest(); ++fd) {
+    Stream* s = fd_table().stream(fd);
+    if (s == nullptr || state_of(s) == State::kPlain) continue;
+    const int flags = real().fcntl(fd, F_GETFD);
+    if (flags >= 0 && !(flags & FD_CLOEXEC)) revoke(fd, s, reason);
+  }
+}
+
+void revoke_all(Reason reason) {
+  for (int fd = 0; fd <= fd_table().highest(); ++fd) {
+    if (Stream* s = fd_table().stream(fd)) revoke(fd, s, reason);
+  }
+}
+
+void answer_freeze(int fd, Stream* s) {
+  {
+    const TransferLock lock(fd, s, TransferLock::kSend);
+    if (!lock.held() || s->core == nullptr) return;
+    if (!asked_for(s)) {
+      // Said without being so: not to be looked at again. A freeze that comes is seen by the next send.
+      s->answered.store_relaxed(1);  // relaxed: a hint
+      return;
+    }
+    if (give_back(fd, s)) s->answered.store_relaxed(1);
+  }
+  leave_channel(fd, s);
+}
+
+void answer_all_freezes() {
+  for_each_stream([](Stream* s) {
+    if (!managed(state_of(s)) || s->send_lock.held_by_this_thread()) return;
+    const int fd = fd_of(s);
+    if (fd < 0 || !pin(fd, s)) return;
+    if (asked_for(s)) give_back_all(fd, s);
+    unpin(s);
+  });
+}
+
+void path_moved(int fd, Stream* s) {
+  refresh_members(s);
+  if (locks_held_here() != 0 || !pin(fd, s)) return;
+  bool asked = false;
+  bool frozen = false;
+  {
+    const Gate gate;
+    asked = incoming(s).producer.look_back.load_acquire() != 0;  // SYNC: look_back
+    frozen = (incoming(s).consumer.head.load_acquire() & kFrozenBit) != 0;  // SYNC: frozen
+  }
+  if (frozen) note_revoked(s);
+  if (asked && !s->answered.load_relaxed()) answer_freeze(fd, s);  // relaxed: a hint
+  unpin(s);
+  if (frozen) leave_channel(fd, s);
+}
+
+}  // namespace mpklink

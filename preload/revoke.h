@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+// The way back: a stream that is upgraded returns to TCP, in the middle of both directions, with nothing lost (DESIGN
+// section 3, "Revoking"; the protocol is in shm/handover.h).
+#pragma once
+#include "preload/stream.h"
+
+namespace mpklink {
+
+// For whatever needs the real socket from here on: freezes both rings, gives our unread bytes back to TCP, has the peer give
+// back its own, and waits a bounded time for that. On a stream that is not upgraded: it stays on TCP. No lock held.
+void revoke(int fd, Stream* s, Reason reason);
+// Every stream with a descriptor that an exec would hand on (not close-on-exec).
+void revoke_inheritable(Reason reason);
+void revoke_all(Reason reason);
+
+// The peer has (perhaps) frozen our sending ring: gives back what it wants. No lock held, gate closed. Cheap when there is
+// nothing to do.
+void answer_freeze(int fd, Stream* s);
+// The same for all streams: this process will not come by again (exit, exec).
+void answer_all_freezes();
+
+// A look found that a direction changed its path, or that the peer asks for an answer. No lock held.
+void path_moved(int fd, Stream* s);
+
+// Counts, once an upgrade, that a direction of the stream was frozen.
+void note_revoked(Stream* s);
+
+}  // namespace mpklink

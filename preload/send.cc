@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT
+// The sending direction of a managed stream.
+#include <errno.h>
+#include <limits.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+
+#include "preload/give_back.h"
+#include "preload/log.h"
+#include "preload/pair.h"
+#include "preload/revoke.h"
+#include "preload/transfer_lock.h"
+#include "preload/transfer_step.h"
+
+namespace mpklink {
+namespace {
+
+constexpr std::uint32_t kSendsBetweenOrphanLooks = 16;
+constexpr int kWaitersRaceMax = 8;
+
+// Whether this direction may leave TCP now. Gate open, send lock held.
+bool may_switch(Stream* s) {
+  if (s->forked.load_relaxed() || s->bells_lost.load_relaxed()) return false;  // relaxed: set under the send lock
+  if (outgoing(s).consumer.head.load_acquire() & kFrozenBit) return false;     // SYNC: frozen
+  if (state_of(s) == State::kShared) return true;
+  if (s->channel->accept_state.load_acquire() != kAccepted) return false;  // SYNC: accepted
+  became_shared(s);
+  return true;
+}
+
+// What the sender found: on the ring, `taken` bytes went; on TCP, up to `limit` may.
+struct Route {
+  bool over_tcp = true;
+  std::size_t limit = SIZE_MAX;
+  std::size_t taken = 0;
+  bool full = false;
+  bool fault = false;
+  bool lied = false;
+  bool frozen = false;         // the ring's unread bytes have to go back first
+  bool bells_missing = false;  // nothing was done: fetch them first
+};
+
+bool leave_ring(Stream* s) {
+  // Somebody sleeps whom we cannot wake (no descriptor left for his bell), or we are the child of a fork, which cannot be
+  // handed bells: what follows goes over TCP, whose bytes wake by themselves.
+  return s->bells_lost.load_relaxed() ||  // relaxed: under the send lock
+         s->owner_generation != process().generation.load_relaxed();  // relaxed: changes by fork only
+}
+
+// Decides the path of the next bytes. Gate open, send lock held. True: the ring takes them.
+bool route_to_ring(Stream* s, std::size_t want, Route* route) {
+  if (s->core == nullptr || s->send_over_tcp.load_relaxed()) return false;  // relaxed: own word
+  SendState& state = s->core->send;
+  auto path = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the send lock
+  if (path == Path::kTcpAgain) return false;
+  Direction& out = outgoing(s);
+  if (path == Path::kTcp && may_switch(s)) {
+    begin_switch(&state, &out.producer, want);
+    path = Path::kDraining;
+  }
+  if (path == Path::kRing && !(out.consumer.head.load_relaxed() & kFrozenBit)) {  // relaxed: looked at again by refresh
+    if (out.consumer.closed.load_acquire()) {                                     // SYNC: closed
+      s->send_over_tcp.store_relaxed(1);
+      return false;
+    }
+    if (leave_ring(s)) freeze(&out.consumer);
+  }
+  route->frozen = (out.consumer.head.load_acquire() & kFrozenBit) != 0;  // SYNC: frozen
+  if (route->frozen) return false;
+  if (path == Path::kDraining) route->limit = state.tcp_left.load_relaxed();
+  if (path != Path::kRing) return false;
+  route->over_tcp = false;
+  route->bells_missing = !bells_at_hand(s);
+  return !route->bells_missing;
+}
+
+// `from` is a copy that was checked against the guarded range.
+Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups* wakeups) {
+  Route route;
+  if (s->core == nullptr) return route;
+  const Gate gate;
+  if (!route_to_ring(s, want, &route)) return route;
+  RingProducer producer = producer_of(s);
+  route.lied = !producer.refresh();
+  if (route.lied) return route;
+  if (producer.space() == 0 && !producer.wish_space(&route.lied)) {
+    route.full = true;
+    return route;
+  }
+  for (int i = 0; i < n && producer.space() > 0 && !route.fault; ++i) {
+    const std::size_t fits = from[i].iov_len < producer.space() ? from[i].iov_len : producer.space();
+    const std::size_t written = producer.write(from[i].iov_base, fits);
+    route.taken += written;
+    route.fault = written < fits;
+  }
+  if (route.taken == 0) return route;
+  producer.publish();
+  wakeups->collect(s);
+  // Behind the fence of publish: a freezer that did not see this write to its end relies on our seeing the freeze.
+  route.frozen = (outgoing(s).consumer.head.load_relaxed() & kFrozenBit) != 0;  // relaxed: SYNC: frozen, see above
+  return route;
+}
+
+void count_tcp_sent(Stream* s, ssize_t n) {
+  if (s->core == nullptr) {
+    s->tcp_sent.fetch_add(static_cast<std::uint64_t>(n));
+    return;
+  }
+  process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
+  const Gate gate;
+  tcp_sent(&s->core->send, static_cast<std::uint64_t>(n));
+}
+
+// After the peer's FIN nothing in the kernel tells us that its process has died: look, first and now and then.
+void look_for_orphan(int fd, Stream* s, bool full) {
+  if (!(s->sticky.load_relaxed() & kStickyRdhup) || s->send_over_tcp.load_relaxed()) return;  // relaxed: own or earlier
+  const std::uint32_t sends = s->sends_after_fin.fetch_add(1);
+  if (!full && sends % kSendsBetweenOrphanLooks != 0) return;
+  if (s->core != nullptr && peer_is_dead(fd, s)) s->send_over_tcp.store_relaxed(1);
+}
+
+Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
+  iovec from[kPartsMax];
+  msghdr header = {};
+  header.msg_iov = from;
+  header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, skip, limit, from));
+  if (header.msg_iovlen == 0) return failed(EFAULT);
+  int flags = c.flags | MSG_DONTWAIT;
+  if (limit != SIZE_MAX) flags &= ~MSG_MORE;  // these bytes are the peer's wake-up: they must not wait for more
+  // Bytes have gone already: the call succeeds with those, so no SIGPIPE now.
+  if (skip > 0) flags |= MSG_NOSIGNAL;
+  const ssize_t n = real().sendmsg(c.fd, &header, flags);
+  if (n < 0) return failed(errno);
+  count_tcp_sent(c.s, n);
+  return moved(n);
+}
+
+// Puts the window into the ring once everybody who waits there can be woken.
+Route put_and_wake(const Call& c, const iovec* from, int parts, std::size_t want) {
+  Wakeups wakeups;
+  Route route = put_in_ring(c.s, from, parts, want, &wakeups);
+  for (int i = 0; route.bells_missing; ++i) {  // again: another waiter may have come in between
+    if (!fetch_bells(c.s) || i == kWaitersRaceMax) c.s->bells_lost.store_relaxed(1);  // relaxed: under the send lock
+    route = put_in_ring(c.s, from, parts, want, &wakeups);
+  }
+  wakeups.ring();
+  return route;
+}
+
+// Send lock held.
+Step send_step(const Call& c, std::size_t skip, std::size_t want) {
+  Stream* s = c.s;
+  if (s->poisoned.load_acquire()) return failed(ECONNRESET);
+  const ErrnoSaver keep;
+  look_for_orphan(c.fd, s, false);
+  iovec from[kPartsMax];
+  const int parts = window(c.parts, c.count, skip, want, from);
+  if (parts == 0 || touches_guarded(from, parts)) return failed(EFAULT);
+  const Route route = put_and_wake(c, from, parts, want);
+  if (route.lied) {
+    poison(c.fd, s);
+    return failed(ECONNRESET);
+  }
+  const bool behind = route.frozen && !give_back(c.fd, s);
+  if (route.taken > 0) {
+    Step step = moved(static_cast<ssize_t>(route.taken));
+    step.fault = route.fault;
+    return step;
+  }
+  if (route.fault) return failed(EFAULT);
+  if (behind) return failed(EAGAIN);
+  if (route.full) {
+    look_for_orphan(c.fd, s, true);
+    return failed(EAGAIN);
+  }
+  return kernel_send(c, skip, route.limit);
+}
+
+// MSG_OOB: the mark is TCP's. The ring is left (or never begun), and the byte goes behind everything sent before.
+ssize_t send_urgent(const Call& c) {
+  Stream* s = c.s;
+  const TransferLock lock(c.fd, s, TransferLock::kSend);
+  if (lock.reentered()) return finish_call(0, EAGAIN);
+  if (!lock.held()) return kNotOurs;
+  s->bells_lost.store_relaxed(1);  // relaxed: under the send lock. From now on over TCP
+  std::size_t limit = SIZE_MAX;
+  if (s->core != nullptr) {
+    Route route;
+    {
+      const Gate gate;
+      route_to_ring(s, 1, &route);
+    }
+    if (route.frozen && !give_back(c.fd, s)) return finish_call(0, EAGAIN);
+    limit = route.limit;
+  }
+  const Step step = kernel_send(c, 0, limit);
+  return step.n >= 0 ? step.n : finish_call(0, step.error);
+}
+
+}  // namespace
+
+ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  if (flags & MSG_OOB) return send_urgent({fd, s, parts, count, flags});
+  flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
+  std::size_t total = 0;
+  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
+  if (total == 0) return 0;
+  const Call call = {fd, s, parts, count, flags};
+  std::size_t done = 0;
+  std::uint64_t deadline = 0;
+  bool waited = false;
+  for (;;) {
+    Step step;
+    {
+      const TransferLock lock(fd, s, TransferLock::kSend);
+      if (lock.reentered()) return finish_call(done, EAGAIN);
+      if (!lock.held()) return lost_stream(fd, s, done, waited);
+      step = send_step(call, done, total - done);
+    }
+    if (step.n >= 0) {
+      done += static_cast<std::size_t>(step.n);
+      if (done == total || step.fault) return static_cast<ssize_t>(done);
+      continue;
+    }
+    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(done, step.error);
+    waited = true;
+    const int error = block(s, fd, EPOLLOUT, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    if (error != 0) return finish_call(done, error);
+  }
+}
+
+int unsent_bytes(int fd, Stream* s) {
+  int in_kernel = 0;
+  if (real().ioctl(fd, TIOCOUTQ, &in_kernel) != 0) return -1;
+  const TransferLock lock(fd, s, TransferLock::kSend);
+  if (!lock.held() || s->core == nullptr) return in_kernel;
+  const Gate gate;
+  RingProducer producer = producer_of(s);
+  if (!producer.refresh()) return in_kernel;
+  if (producer.frozen() && static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return in_kernel;
+  const std::uint64_t sum = producer.used() + static_cast<std::uint64_t>(in_kernel);
+  return sum > INT_MAX ? INT_MAX : static_cast<int>(sum);
+}
+
+}  // namespace mpklink

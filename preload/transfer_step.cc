@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+#include "preload/transfer_step.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdint.h>
+
+#include "preload/fd_table.h"
+#include "preload/identity.h"
+#include "preload/log.h"
+#include "preload/pair.h"
+#include "preload/wait.h"
+#include "shm/user_copy.h"
+
+namespace mpklink {
+namespace {
+
+// Whether a blocking call that a signal interrupted goes on by itself. The wait underneath is ppoll, which never restarts,
+// so the answer is looked up: every installed handler has SA_RESTART, or (when handlers differ) it does not.
+bool restart_after_signal() {
+  bool any = false;
+  for (int number = 1; number < NSIG; ++number) {
+    struct sigaction action = {};
+    if (::sigaction(number, nullptr, &action) != 0) continue;
+    if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) continue;
+    any = true;
+    if (!(action.sa_flags & SA_RESTART)) return false;
+  }
+  return any;
+}
+
+constexpr std::size_t kCountMax = 0x7ffff000;  // MAX_RW_COUNT: what one call moves at most (include/linux/fs.h)
+
+// The program's array may be bad memory too, or change under us: each entry is read once where it is used.
+bool read_part(const iovec* from, iovec* part) { return user_copy(part, from, sizeof *part) == 0; }
+
+}  // namespace
+
+int window(const iovec* parts, int count, std::size_t skip, std::size_t limit, iovec (&out)[kPartsMax]) {
+  int n = 0;
+  for (int i = 0; i < count && n < kPartsMax && limit > 0; ++i) {
+    iovec part;
+    if (!read_part(&parts[i], &part)) break;
+    if (skip >= part.iov_len) {
+      skip -= part.iov_len;
+      continue;
+    }
+    out[n].iov_base = static_cast<char*>(part.iov_base) + skip;
+    out[n].iov_len = part.iov_len - skip;
+    if (out[n].iov_len > limit) out[n].iov_len = limit;
+    limit -= out[n].iov_len;
+    skip = 0;
+    ++n;
+  }
+  return n;
+}
+
+void poison(int fd, Stream* s) {
+  log(LogLevel::kError, FMT_COMPILE("the peer's indices are impossible; fd {} is reset"), fd);
+  const ErrnoSaver keep;
+  const linger reset = {1, 0};
+  real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  real().shutdown(fd, SHUT_RDWR);
+  s->send_over_tcp.store_relaxed(1);
+  s->sticky.fetch_or(kStickyErr | kStickyRdhup | kStickyHup);
+  s->poisoned.store_release(1);
+}
+
+bool peer_is_dead(int fd, const Stream* s) {
+  const int orphan = peer_is_orphan(fd);
+  if (orphan >= 0) return orphan != 0;
+  return peer_gone(s->pair);  // its process, then: the next best
+}
+
+bool non_blocking(const Stream* s, int flags) {
+  return (flags & MSG_DONTWAIT) || s->nonblocking.load_relaxed();  // relaxed: set by fcntl earlier in this thread's eyes
+}
+
+int block(Stream* s, int fd, std::uint32_t event, std::uint64_t timeout_ns, std::uint64_t* deadline) {
+  if (timeout_ns != 0 && *deadline == 0) *deadline = now_ns() + timeout_ns;
+  switch (wait_stream(s, fd, event, *deadline)) {
+    case Waited::kReady: return 0;
+    case Waited::kTimeout: return EAGAIN;
+    case Waited::kInterrupted: break;
+  }
+  if (timeout_ns == 0 && restart_after_signal()) return 0;  // with a timeout set it is EINTR always (signal(7))
+  return EINTR;
+}
+
+ssize_t finish_call(std::size_t done, int error) {
+  if (done > 0) return static_cast<ssize_t>(done);
+  errno = error;
+  return -1;
+}
+
+ssize_t lost_stream(int fd, const Stream* s, std::size_t done, bool waited) {
+  if (done > 0) return static_cast<ssize_t>(done);
+  if (!waited || fd_table().stream(fd) == s) return kNotOurs;
+  errno = EBADF;
+  return -1;
+}
+
+// As import_iovec in lib/iov_iter.c: a negative length is EINVAL, a sum that is too large is cut.
+int check_parts(const iovec* parts, int count, std::size_t* total) {
+  const GuardedRange& range = process().guard.range();
+  *total = 0;
+  for (int i = 0; i < count; ++i) {
+    iovec part;
+    if (!read_part(&parts[i], &part)) return EFAULT;
+    if (part.iov_len > static_cast<std::size_t>(SSIZE_MAX)) return EINVAL;
+    if (range.touches(part.iov_base, part.iov_len)) return EFAULT;
+    *total = part.iov_len < kCountMax - *total ? *total + part.iov_len : kCountMax;
+  }
+  return 0;
+}
+
+bool touches_guarded(const iovec* parts, int count) {
+  const GuardedRange& range = process().guard.range();
+  for (int i = 0; i < count; ++i) {
+    if (range.touches(parts[i].iov_base, parts[i].iov_len)) return true;
+  }
+  return false;
+}
+
+}  // namespace mpklink
