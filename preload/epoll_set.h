@@ -20,9 +20,10 @@ namespace mpklink {
 
 struct EpollSet;
 
+// The list's links are Hints because its head is one: under their lock they are plain pointers.
 struct EpollMember {
-  EpollSet* set;
-  Stream* stream;
+  Hint<EpollSet*> set;
+  Hint<Stream*> stream;
   int fd;
   std::uint32_t events;  // as the program asked, flags included
   std::uint64_t data;
@@ -32,29 +33,29 @@ struct EpollMember {
   bool wants_space;  // its ring was full at the last look
   bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
   std::uint32_t index;
-  EpollMember* ready_next;
+  Hint<EpollMember*> ready_next;
   EpollMember* ready_previous;
-  EpollMember* next_in_stream;
+  Hint<EpollMember*> next_in_stream;
 };
 
 struct EpollSet {
-  bool used;
-  int epfd;
+  Hint<bool> used;
+  Hint<int> epfd;
   Atomic<std::uint32_t> nested;       // watched by another epoll, poll or select: always armed, the bell shows outside
   Atomic<std::uint32_t> fds;          // descriptors of this process that name it
   SpinLock lock;                      // members, ready list; before members_lock of a stream, after stream locks
-  EpollMember* ready_head;
+  Hint<EpollMember*> ready_head;
   EpollMember* ready_tail;
   Atomic<std::uint32_t> managed_members;  // 0: epoll_wait is the kernel's
   Atomic<std::uint32_t> slow_members;
   Atomic<std::uint32_t> sleepers;     // threads in, or about to enter, the kernel's wait
-  std::uint32_t poller;               // kNoPoller until the first managed member
+  Hint<std::uint32_t> poller;         // kNoPoller until the first managed member
   Atomic<std::uint64_t> pairs[kPairsMax / 64];  // whose boards its poller listens on
   Atomic<std::uint32_t> pair_words;   // how many words of `pairs` are worth a look
-  std::uint32_t calls_since_kernel;   // under lock: fairness between rings and kernel
-  std::uint64_t kernel_asked_tsc;
-  bool wants_space;                   // the last look left a wish for space in a full ring
-  bool rings_first;                   // the kernel's descriptors filled the last answer
+  Hint<std::uint32_t> calls_since_kernel;  // fairness between rings and kernel; a lost count is a late look
+  Hint<std::uint64_t> kernel_asked_tsc;
+  Hint<bool> wants_space;             // the last look left a wish for space in a full ring
+  Hint<bool> rings_first;             // the kernel's descriptors filled the last answer
   Atomic<std::uint32_t> gap_ns;       // learnt: how long it usually waits (spin policy)
 };
 

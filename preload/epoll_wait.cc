@@ -67,7 +67,8 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
     }
     EpollMember* const last = set->ready_tail;
     for (EpollMember* m = set->ready_head; m != nullptr && n < max && asked < kAskMax;) {
-      EpollMember* const next = m == last ? nullptr : m->ready_next;
+      EpollMember* next = m->ready_next;
+      if (m == last) next = nullptr;
       remove_ready(set, m);
       if (!m->disabled) {
         const Readiness r = ring_readiness(m->stream, m->events);
@@ -100,7 +101,7 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
 int collect(EpollSet* set, epoll_event* events, int max) {
   if (max <= 0) return 0;
   const LockGuard guard(set->lock);
-  ++set->calls_since_kernel;
+  set->calls_since_kernel = set->calls_since_kernel + 1;
   const int n = collect_locked(set, events, max);
   // A watched set must look readable from outside as long as something in it is.
   if (set->nested.load_relaxed() != 0 && set->ready_head != nullptr) nudge(set);  // relaxed: set once

@@ -100,7 +100,7 @@ struct Stream {
   Atomic<std::uint32_t> fds;           // descriptors of this process that name it
   Atomic<std::uint32_t> last_fd;       // the one entered last; perhaps not its any more
   SpinLock members_lock;
-  EpollMember* members;                // its registrations in epoll sets; under members_lock
+  Hint<EpollMember*> members;          // its registrations in epoll sets; under members_lock
   std::uint64_t ring_tx_base, ring_rx_base;  // what the ring had carried when this process came to it (fork)
   Stream* next_free;
 };
@@ -148,11 +148,12 @@ void for_each_stream(Visit visit);
 constexpr std::uint32_t kStreamChunk = 256;
 constexpr std::uint32_t kStreamChunks = 256;
 // NOLINTNEXTLINE(bugprone-dynamic-static-initializers): defined without an initialiser, zeros at load
-extern Stream* g_stream_chunks[kStreamChunks];
+extern Atomic<Stream*> g_stream_chunks[kStreamChunks];
 
 template <class Visit>
 void for_each_stream(Visit visit) {
-  for (Stream* chunk : g_stream_chunks) {
+  for (const Atomic<Stream*>& word : g_stream_chunks) {
+    Stream* const chunk = word.load_acquire();  // SYNC: streams made
     if (chunk == nullptr) return;
     for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
       if (state_of(&chunk[i]) != State::kFree) visit(&chunk[i]);

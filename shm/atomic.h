@@ -38,6 +38,25 @@ class Atomic {
   static_assert(sizeof(std::atomic<T>) == sizeof(T), "shared words must have the size of the plain type");
 };
 
+// A plain-looking word that is written under a lock and also read without it, as a hint: whoever acts on it looks again under the
+// lock. Relaxed, so that the hint is a whole value, never a torn or a remembered one, and costs nothing.
+template <class T>
+class Hint {
+ public:
+  constexpr Hint() = default;
+  Hint(const Hint&) = delete;
+  Hint& operator=(const Hint& other) { return *this = static_cast<T>(other); }
+  Hint& operator=(T value) {
+    value_.store_relaxed(value);  // relaxed: see above
+    return *this;
+  }
+  operator T() const { return value_.load_relaxed(); }    // relaxed: see above
+  T operator->() const { return value_.load_relaxed(); }  // relaxed: see above
+
+ private:
+  Atomic<T> value_;
+};
+
 #if defined(__SANITIZE_THREAD__)
 #define MPKLINK_TSAN 1
 #elif defined(__has_feature)
