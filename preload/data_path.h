@@ -1,11 +1,22 @@
 // SPDX-License-Identifier: MIT
 // The one way into a stream for the data hooks: managed, carried by the kernel, or none of ours.
 #pragma once
+#include <errno.h>
+
 #include "preload/hook_scope.h"
 #include "preload/kernel_path.h"
+#include "preload/revoke.h"
 #include "preload/transfer.h"
 
 namespace mpklink {
+
+// An error that an earlier call came by behind its bytes.
+inline bool kept_error(Stream* s) {
+  if (__builtin_expect(s->pending_error.load_relaxed() == 0, 1)) return false;  // relaxed: the exchange decides
+  const std::uint32_t error = s->pending_error.exchange(0);
+  if (error != 0) errno = static_cast<int>(error);
+  return error != 0;
+}
 
 // `call` does the program's call in the kernel, unchanged.
 template <class Call>
@@ -14,6 +25,7 @@ ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call)
   while (Stream* s = stream_of(fd)) {
     const State state = state_of(s);
     if (managed(state)) {
+      if (!ours(s)) leave_softly(fd, s);
       const ssize_t n = receive_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
         if (n > 0 && state != State::kShared) after_operation(fd, s);
@@ -22,6 +34,7 @@ ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call)
       if (flags & (MSG_OOB | MSG_ERRQUEUE)) break;
       continue;
     }
+    if (kept_error(s)) return -1;
     ssize_t n = 0;
     if (state == State::kCandidate) {
       if (kernel_operation(fd, s, Flow::kIn, counts, &n, call)) return n;
@@ -40,6 +53,7 @@ ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
     const State state = state_of(s);
     if ((flags & MSG_OOB) && state == State::kCandidate) make_plain(s, Reason::kOob);
     if (managed(state)) {
+      if (!ours(s)) leave_softly(fd, s);
       const ssize_t n = send_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
         if (n > 0 && state != State::kShared) after_operation(fd, s);
@@ -47,6 +61,7 @@ ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
       }
       continue;
     }
+    if (kept_error(s)) return -1;
     ssize_t n = 0;
     if (state == State::kCandidate) {
       if (kernel_operation(fd, s, Flow::kOut, true, &n, call)) return n;

@@ -5,11 +5,15 @@
 #include <errno.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 
 #include "preload/assert.h"
 #include "preload/epoll_tag.h"
 #include "preload/fd_table.h"
+#include "preload/pollers.h"
 #include "preload/rendezvous.h"
+#include "preload/revoke.h"
+#include "shm/raw_syscall.h"
 
 namespace mpklink {
 namespace {
@@ -25,38 +29,6 @@ SpinLock g_members_lock;  // member slab
 EpollMember* g_member_chunks[kMemberChunks];
 EpollMember* g_free_members;
 Atomic<std::uint32_t> g_member_count;
-
-EpollMember* make_member() {
-  const LockGuard guard(g_members_lock);
-  if (g_free_members == nullptr) {
-    const std::uint32_t count = g_member_count.load_relaxed();  // relaxed: under the lock
-    const std::uint32_t chunk = count / kMemberChunk;
-    if (chunk == kMemberChunks) return nullptr;
-    void* at = ::mmap(nullptr, sizeof(EpollMember) * kMemberChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
-    if (at == MAP_FAILED) return nullptr;
-    g_member_chunks[chunk] = static_cast<EpollMember*>(at);
-    for (std::uint32_t i = kMemberChunk; i-- > 0;) {
-      g_member_chunks[chunk][i].index = count + i;
-      g_member_chunks[chunk][i].ready_next = g_free_members;
-      g_free_members = &g_member_chunks[chunk][i];
-    }
-    g_member_count.store_release(count + kMemberChunk);  // SYNC: members made
-  }
-  EpollMember* m = g_free_members;
-  g_free_members = m->ready_next;
-  m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
-  m->managed = m->ready = m->disabled = m->slow = m->wants_space = false;
-  return m;
-}
-
-void free_member(EpollMember* m) {
-  const LockGuard guard(g_members_lock);
-  m->set = nullptr;
-  m->stream = nullptr;
-  m->ready_next = g_free_members;
-  g_free_members = m;
-}
 
 EpollMember* find_member(const EpollSet* set, Stream* s, int fd) {
   const LockGuard guard(s->members_lock);
@@ -90,39 +62,6 @@ bool other_members_of_poller(Stream* s, const EpollSet* set) {
   return false;
 }
 
-// What the kernel is asked for a managed member. Edge-triggered: an idle TCP socket under the ring then says nothing.
-epoll_event managed_registration(const EpollMember* m) {
-  epoll_event event = {};
-  event.events = EPOLLIN | EPOLLOUT | EPOLLET;
-  // The kernel takes nothing but IN and OUT along with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS); a FIN shows as IN then.
-  event.events |= m->events & EPOLLEXCLUSIVE ? EPOLLEXCLUSIVE : EPOLLRDHUP;
-  event.data.u64 = tag_of_member(m->index);
-  return event;
-}
-
-epoll_event program_registration(const EpollMember* m) {
-  epoll_event event = {};
-  event.events = m->disabled ? m->events & (EPOLLET | EPOLLONESHOT | EPOLLWAKEUP) : m->events;
-  event.data.u64 = m->data;
-  return event;
-}
-
-// EPOLLEXCLUSIVE cannot be modified, only removed and added (epoll_ctl(2), EINVAL).
-int replace_registration(const EpollSet* set, const EpollMember* m, epoll_event event) {
-  if (!(m->events & EPOLLEXCLUSIVE)) return real().epoll_ctl(set->epfd, EPOLL_CTL_MOD, m->fd, &event);
-  if (real().epoll_ctl(set->epfd, EPOLL_CTL_DEL, m->fd, nullptr) != 0) return -1;
-  if (real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &event) == 0) return 0;
-  epoll_event old = program_registration(m);
-  real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, m->fd, &old);
-  return -1;
-}
-
-void arm_board(EpollSet* set, Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); }
-
-bool always_armed(const EpollSet* set) {
-  return set->sleepers.load_relaxed() != 0 || set->nested.load_relaxed() != 0;  // relaxed: behind the caller's exchange
-}
-
 // The set's poller exists, the peer has its bell, its board line is armed when somebody sleeps. set->lock held.
 bool attach_pair(EpollSet* set, Pair* pair) {
   const bool own = pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
@@ -134,7 +73,7 @@ bool attach_pair(EpollSet* set, Pair* pair) {
     epoll_event event = {};
     event.events = EPOLLIN | EPOLLET;
     event.data.u64 = kBellTag | tag_prefix();
-    if (bell < 0 || real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, bell, &event) != 0) {
+    if (bell < 0 || real().epoll_ctl(own_instance(set), EPOLL_CTL_ADD, bell, &event) != 0) {
       give_poller(id);
       return false;
     }
@@ -177,6 +116,10 @@ void set_slow(EpollSet* set, EpollMember* m, bool slow) {
 
 // set->lock held.
 void remove_member(EpollSet* set, Stream* s, EpollMember* m) {
+  if (m->inner != nullptr) {
+    remove_link(m);
+    return;
+  }
   remove_ready(set, m);
   set_slow(set, m, false);
   if (m->managed) set->managed_members.fetch_add(~0u);
@@ -198,14 +141,14 @@ int add_managed(EpollSet* set, Stream* s, int fd, const epoll_event& event) {
   m->data = event.data.u64;
   m->managed = true;
   epoll_event registration = managed_registration(m);
-  if (real().epoll_ctl(set->epfd, EPOLL_CTL_ADD, fd, &registration) != 0) {
+  if (real().epoll_ctl(own_instance(set), EPOLL_CTL_ADD, fd, &registration) != 0) {
     free_member(m);
     return -1;
   }
   link_member(s, m);
   set->managed_members.fetch_add(1);
   if (!listen_to(set, s)) set_slow(set, m, true);
-  push_ready(set, m);
+  renew(set, m);
   nudge(set);
   return 0;
 }
@@ -239,13 +182,20 @@ int modify(EpollSet* set, Stream* s, EpollMember* m, epoll_event* event) {
   m->data = event->data.u64;
   m->disabled = false;
   if (m->managed) {
-    push_ready(set, m);  // re-arms: what is ready now is told again
+    renew(set, m);  // re-arms: what is ready now is told again
     nudge(set);
   }
   return 0;
 }
 
+// What the kernel takes along with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS in fs/eventpoll.c).
+constexpr std::uint32_t kExclusiveBits = EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+
 int control(EpollSet* set, int op, int fd, Stream* s, epoll_event* event) {
+  if (op == EPOLL_CTL_ADD && (event->events & EPOLLEXCLUSIVE) && (event->events & ~kExclusiveBits)) {
+    errno = EINVAL;
+    return -1;
+  }
   EpollMember* m = find_member(set, s, fd);
   switch (op) {
     case EPOLL_CTL_ADD:
@@ -258,7 +208,8 @@ int control(EpollSet* set, int op, int fd, Stream* s, epoll_event* event) {
       if (m == nullptr) return real().epoll_ctl(set->epfd, op, fd, event);
       return modify(set, s, m, event);
     case EPOLL_CTL_DEL: {
-      const int result = real().epoll_ctl(set->epfd, op, fd, event);
+      const bool ours = m != nullptr && m->managed;
+      const int result = ours ? drop_registration(set, fd) : real().epoll_ctl(set->epfd, op, fd, event);
       if (result == 0 && m != nullptr) remove_member(set, s, m);
       return result;
     }
@@ -281,14 +232,13 @@ bool manage_member(EpollSet* set, Stream* s, EpollMember* m) {
   // The number must still name this stream: a registration outlives its descriptor when there is a dup.
   if (fd_table().stream(m->fd) != s || fd_table().epoll(set->epfd) != set) return false;
   if (!listen_to(set, s)) return false;
-  epoll_event registration = managed_registration(m);
-  if (replace_registration(set, m, registration) != 0) {
+  if (take_registration(set, m) != 0) {
     stop_listening(set, s);
     return false;
   }
   m->managed = true;
   set->managed_members.fetch_add(1);
-  push_ready(set, m);
+  renew(set, m);
   nudge(set);
   return true;
 }
@@ -299,7 +249,7 @@ void unmanage_member(EpollSet* set, Stream* s, EpollMember* m) {
   set->managed_members.fetch_add(~0u);
   remove_ready(set, m);
   set_slow(set, m, false);
-  replace_registration(set, m, program_registration(m));
+  give_registration(set, m);
   if (s->channel == nullptr || set->poller == kNoPoller) return;
   const Gate gate;
   remove_waiter(&s->channel->waiters[s->side].ids, set->poller);
@@ -327,6 +277,8 @@ void release_set(EpollSet* set) {
     set->poller = kNoPoller;
     give_poller(id);
   }
+  close_hidden(set->under);
+  set->under = -1;
   for (auto& word : set->pairs) word.store_relaxed(0);  // relaxed: under set->lock
   set->pair_words.store_relaxed(0);
   set->used = false;
@@ -343,13 +295,55 @@ bool allocate_sets() {
 
 }  // namespace
 
+EpollMember* make_member() {
+  const LockGuard guard(g_members_lock);
+  if (g_free_members == nullptr) {
+    const std::uint32_t count = g_member_count.load_relaxed();  // relaxed: under the lock
+    const std::uint32_t chunk = count / kMemberChunk;
+    if (chunk == kMemberChunks) return nullptr;
+    void* at = ::mmap(nullptr, sizeof(EpollMember) * kMemberChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
+    if (at == MAP_FAILED) return nullptr;
+    g_member_chunks[chunk] = static_cast<EpollMember*>(at);
+    for (std::uint32_t i = kMemberChunk; i-- > 0;) {
+      g_member_chunks[chunk][i].index = count + i;
+      g_member_chunks[chunk][i].ready_next = g_free_members;
+      g_free_members = &g_member_chunks[chunk][i];
+    }
+    g_member_count.store_release(count + kMemberChunk);  // SYNC: members made
+  }
+  EpollMember* m = g_free_members;
+  g_free_members = m->ready_next;
+  m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
+  m->inner = nullptr;
+  m->managed = m->ready = m->disabled = m->slow = m->wants_space = m->kernel_in = false;
+  return m;
+}
+
+void free_member(EpollMember* m) {
+  const LockGuard guard(g_members_lock);
+  m->set = nullptr;
+  m->stream = nullptr;
+  m->inner = nullptr;
+  m->ready_next = g_free_members;
+  g_free_members = m;
+}
+
+std::uint32_t member_count() { return g_member_count.load_acquire(); }  // SYNC: members made
+
+void arm_board(EpollSet* set, Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); }
+
+bool always_armed(const EpollSet* set) {
+  return set->sleepers.load_relaxed() != 0 || set->nested.load_relaxed() != 0;  // relaxed: behind the caller's exchange
+}
+
 std::uint64_t tag_prefix() {
   static Atomic<std::uint64_t> prefix;
   std::uint64_t known = prefix.load_acquire();
   if (known != 0) return known;
   std::uint64_t random = 0;
   const ErrnoSaver keep;
-  if (::getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
+  if (quiet().getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
   random = (random | (std::uint64_t{1} << 63)) & ~kTagIndexMask;
   return prefix.compare_exchange(known, random) ? random : known;
 }
@@ -364,14 +358,27 @@ void push_ready(EpollSet* set, EpollMember* m) {
   m->ready = true;
   m->ready_next = nullptr;
   m->ready_previous = set->ready_tail;
-  (set->ready_tail != nullptr ? set->ready_tail->ready_next : set->ready_head) = m;
+  if (set->ready_tail != nullptr) {
+    set->ready_tail->ready_next = m;
+  } else {
+    set->ready_head = m;
+  }
   set->ready_tail = m;
+}
+
+void renew(EpollSet* set, EpollMember* m) {
+  m->causes = ~std::uint32_t{0};
+  push_ready(set, m);
 }
 
 void remove_ready(EpollSet* set, EpollMember* m) {
   if (!m->ready) return;
   m->ready = false;
-  (m->ready_previous != nullptr ? m->ready_previous->ready_next : set->ready_head) = m->ready_next;
+  if (m->ready_previous != nullptr) {
+    m->ready_previous->ready_next = m->ready_next;
+  } else {
+    set->ready_head = m->ready_next;
+  }
   (m->ready_next != nullptr ? m->ready_next->ready_previous : set->ready_tail) = m->ready_previous;
   m->ready_next = m->ready_previous = nullptr;
 }
@@ -383,7 +390,7 @@ void nudge(EpollSet* set) {
   if (!always_armed(set)) return;
   const ErrnoSaver keep;
   const std::uint64_t one = 1;
-  if (real().write(bell_of(poller), &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
+  if (quiet().write(bell_of(poller), &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
 }
 
 EpollSet* make_epoll_set(int epfd) {
@@ -396,6 +403,9 @@ EpollSet* make_epoll_set(int epfd) {
     set->used = true;
     set->epfd = epfd;
     set->nested.store_relaxed(0);
+    set->inherited.store_relaxed(0);
+    set->links.store_relaxed(0);
+    set->under = -1;
     set->fds.store_relaxed(1);
     set->ready_head = set->ready_tail = nullptr;
     set->managed_members.store_relaxed(0);
@@ -417,6 +427,7 @@ void share_epoll_fd(EpollSet* set, int fd) {
 
 void forget_epoll_fd(EpollSet* set, int fd) {
   if (set->fds.fetch_add(~0u) == 1) {
+    forget_links_to(set);
     release_set(set);
     return;
   }
@@ -427,11 +438,25 @@ void forget_epoll_fd(EpollSet* set, int fd) {
   }
 }
 
+namespace {
+
+// False, with errno as epoll_ctl(2) for such an epfd. An address that is never mapped: if there are events none is taken
+// (EFAULT), if there are none the answer is 0 (ep_send_events in fs/eventpoll.c).
+bool is_epoll(int epfd) {
+  const long result = raw_syscall(SYS_epoll_wait, epfd, sizeof(epoll_event), 1, 0);
+  if (result >= 0 || result == -EFAULT) return true;
+  errno = static_cast<int>(-result);
+  return false;
+}
+
+}  // namespace
+
 int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
   if (state_of(s) == State::kPlain && op != EPOLL_CTL_DEL) return kUnhandled;
   if (event == nullptr && op != EPOLL_CTL_DEL) return kUnhandled;  // EFAULT
   EpollSet* set = fd_table().epoll(epfd);
   if (set == nullptr) {
+    if (!is_epoll(epfd)) return -1;
     // An epoll descriptor we did not see made (inherited over exec). Somebody may be asleep in it uncounted.
     set = make_epoll_set(epfd);
     if (set == nullptr) {
@@ -455,17 +480,6 @@ int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
   if (fd_table().stream(fd) != s) return kUnhandled;
   const LockGuard guard(set->lock);
   return control(set, op, fd, s, event);
-}
-
-void mark_nested(EpollSet* set) {
-  if (set->nested.exchange(1) != 0) return;
-  const LockGuard guard(set->lock);
-  if (set->poller == kNoPoller) return;
-  {
-    const Gate gate;
-    for_each_pair(set, [&](Pair* pair) { arm_board(set, pair); });
-  }
-  nudge(set);
 }
 
 bool may_manage_now(Stream* s) {
@@ -515,7 +529,7 @@ void refresh_members(Stream* s) {
     EpollMember* m = members[i];
     with_set_of(m, s, [&](EpollSet* set) {
       if (!m->managed) return true;
-      push_ready(set, m);
+      renew(set, m);
       nudge(set);
       return true;
     });
@@ -560,6 +574,7 @@ void epoll_sets_forked_child() {
     if (set->epfd == 0 && !set->used) break;
     set->lock.reset();
     set->sleepers.store_relaxed(0);
+    set->inherited.store_relaxed(1);
     set->poller = kNoPoller;  // the bell in the kernel's instance is the parent's
     for (auto& word : set->pairs) word.store_relaxed(0);
     set->pair_words.store_relaxed(0);
@@ -567,6 +582,29 @@ void epoll_sets_forked_child() {
   for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set != nullptr && m->managed) set_slow(m->set, m, true);
+  }
+}
+
+void tell_again(EpollSet* set, std::uint64_t data) {
+  const LockGuard guard(set->lock);
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
+    EpollMember* m = member_at(i);
+    if (m->set != set || !m->managed || m->data != data) continue;
+    m->causes = ~std::uint32_t{0};
+    m->disabled = false;
+    push_ready(set, m);
+  }
+}
+
+void leave_inherited_streams(EpollSet* set) {
+  if (set->inherited.exchange(0) == 0) return;
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
+    EpollMember* m = member_at(i);
+    Stream* s = nullptr;
+    if (m->set == set && m->managed) s = m->stream;
+    if (s == nullptr || ours(s)) continue;
+    const int fd = fd_of(s);
+    if (fd >= 0) leave_softly(fd, s);
   }
 }
 

@@ -20,10 +20,10 @@ namespace mpklink {
 
 struct EpollSet;
 
-// The list's links are Hints because its head is one: under their lock they are plain pointers.
 struct EpollMember {
   Hint<EpollSet*> set;
   Hint<Stream*> stream;
+  Hint<EpollSet*> inner;  // instead of a stream: a set in this set
   int fd;
   std::uint32_t events;  // as the program asked, flags included
   std::uint64_t data;
@@ -32,10 +32,16 @@ struct EpollMember {
   bool disabled;  // one-shot, has fired
   bool wants_space;  // its ring was full at the last look
   bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
+  bool kernel_in;  // the kernel said so since the last look
+  // What counts as an edge since the last look. A bit on the board or an edge of the idle TCP socket only say "look".
+  std::uint32_t causes;       // EPOLL*: to be told if true, whether anything moved or not (added, modified, path moved)
+  std::uint32_t seen_sticky;
+  std::uint64_t seen_tail;    // of the incoming ring
+  std::uint64_t seen_head;    // of the outgoing ring: behind it by a whole ring means it was full in between
   std::uint32_t index;
-  Hint<EpollMember*> ready_next;
+  EpollMember* ready_next;
   EpollMember* ready_previous;
-  Hint<EpollMember*> next_in_stream;
+  Hint<EpollMember*> next_in_stream;  // as the head, Stream::members
 };
 
 struct EpollSet {
@@ -43,7 +49,10 @@ struct EpollSet {
   Hint<int> epfd;
   Atomic<std::uint32_t> nested;       // watched by another epoll, poll or select: always armed, the bell shows outside
   Atomic<std::uint32_t> fds;          // descriptors of this process that name it
-  SpinLock lock;                      // members, ready list; before members_lock of a stream, after stream locks
+  Atomic<std::uint32_t> inherited;    // by a forked child, which has not waited in it yet
+  Hint<int> under;                    // nested: the hidden instance, in the program's, that has our registrations; or -1
+  Atomic<std::uint32_t> links;        // sets in this one
+  SpinLock lock;                      // members, ready list; before the lock of a set in it and members_lock of a stream
   Hint<EpollMember*> ready_head;
   EpollMember* ready_tail;
   Atomic<std::uint32_t> managed_members;  // 0: epoll_wait is the kernel's
@@ -56,15 +65,22 @@ struct EpollSet {
   Hint<std::uint64_t> kernel_asked_tsc;
   Hint<bool> wants_space;             // the last look left a wish for space in a full ring
   Hint<bool> rings_first;             // the kernel's descriptors filled the last answer
+  Hint<bool> kernel_has_more;          // the last answer was full, and some of it was the kernel's
   Atomic<std::uint32_t> gap_ns;       // learnt: how long it usually waits (spin policy)
 };
 
 // epoll_ctl on a descriptor that is one of our streams: the result as epoll_ctl(2), or kUnhandled to ask the kernel alone.
 constexpr int kUnhandled = -2;
 int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event);
-// The set is being watched itself (epoll_ctl on its descriptor, poll, select): its descriptor must become readable in the
-// kernel whenever a stream in it is ready.
+// The set is being watched itself (epoll_ctl on its descriptor, poll, select): its descriptor becomes readable in the kernel
+// whenever there may be news of a stream in it; whether there are says set_shows.
 void mark_nested(EpollSet* set);
+// Whether the set would tell its program anything now: what poll(2) on its descriptor must say.
+bool set_shows(EpollSet* set);
+// After how long a sleeper must look again although nothing woke it; -1: never.
+std::int64_t look_again_ns(EpollSet* set);
+// epoll_ctl on a descriptor that is a set: as epoll_ctl(2), or kUnhandled.
+int epoll_ctl_set(int epfd, int op, int fd, EpollSet* inner, epoll_event* event);
 
 // epoll_wait for a set with managed members; timeout in ns, negative: for ever. As epoll_pwait(2).
 int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask);
@@ -89,6 +105,9 @@ void share_epoll_fd(EpollSet* set, int fd);  // dup
 void epoll_sets_forget_pair(Pair* pair);
 SpinLock& epoll_sets_lock();
 SpinLock& epoll_members_lock();
+void tell_again(EpollSet* set, std::uint64_t data);  // what was told with `data` did not reach the program
 void epoll_sets_forked_child();
+// A forked child waits in a set of its parent's: the streams in it go back to TCP, whose events the kernel tells both.
+void leave_inherited_streams(EpollSet* set);
 
 }  // namespace mpklink

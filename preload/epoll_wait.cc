@@ -6,7 +6,6 @@
 
 #include "preload/epoll_set.h"
 #include "preload/epoll_tag.h"
-#include "preload/readiness.h"
 #include "preload/spin.h"
 #include "preload/wait.h"
 
@@ -15,121 +14,18 @@ namespace {
 
 constexpr std::uint32_t kCallsBeforeKernel = 16;
 constexpr std::uint64_t kCyclesBeforeKernel = 200000;  // about 100 microseconds at 2 GHz
-constexpr std::int64_t kSlowLookNs = 2000000;
-constexpr std::int64_t kSpaceLookNs = 50000000;
-
-// Bits of the peers' boards -> ready list. Gate open, set->lock held.
-void take_bits(EpollSet* set) {
-  for_each_pair(set, [&](Pair* pair) {
-    ReadyBitmap& map = pair->board->side[pair->side].ready[set->poller];
-    take_ready(&map, [&](std::uint32_t slot) {
-      auto* s = reinterpret_cast<Stream*>(pair->stream_of_slot[slot].load_acquire());
-      if (s == nullptr) return;
-      const LockGuard guard(s->members_lock);
-      for (EpollMember* m = s->members; m != nullptr; m = m->next_in_stream) {
-        if (m->set == set && m->managed) push_ready(set, m);
-      }
-    });
-  });
-}
-
-// Tells of one member and moves it where the kernel would: out of the list (edge, one-shot) or to its end (level).
-bool tell(EpollSet* set, EpollMember* m, std::uint32_t events, epoll_event* out) {
-  const std::uint32_t shown = events & (m->events | EPOLLERR | EPOLLHUP);
-  if (shown == 0) return false;
-  out->events = shown;
-  out->data.u64 = m->data;
-  if (m->events & EPOLLONESHOT) {
-    m->disabled = true;
-  } else if (!(m->events & EPOLLET)) {
-    push_ready(set, m);
-  }
-  return true;
-}
-
-// Looks at the ready list. Members of which a direction is on TCP need the kernel's word and are looked at with the gate
-// closed. set->lock held. Returns the events told.
-int collect_locked(EpollSet* set, epoll_event* events, int max) {
-  constexpr int kAskMax = 64;
-  EpollMember* ask[kAskMax];
-  Readiness known[kAskMax];
-  int asked = 0;
-  int n = 0;
-  if (set->slow_members.load_relaxed() != 0) push_slow_members(set);  // relaxed: under set->lock
-  {
-    const Gate gate;
-    if (set->poller != kNoPoller) {
-      // Watched from outside: whoever does may never sleep in here, so it is armed after each look, before the bits are taken.
-      if (set->nested.load_relaxed() != 0) {  // relaxed: set once
-        for_each_pair(set, [&](Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); });
-      }
-      take_bits(set);
-    }
-    EpollMember* const last = set->ready_tail;
-    for (EpollMember* m = set->ready_head; m != nullptr && n < max && asked < kAskMax;) {
-      EpollMember* next = m->ready_next;
-      if (m == last) next = nullptr;
-      remove_ready(set, m);
-      if (!m->disabled) {
-        const Readiness r = ring_readiness(m->stream, m->events);
-        if (r.give_back) defer(m->stream, kDeferredAnswer);  // behind set->lock
-        const bool full = (m->events & EPOLLOUT) && !((r.events | r.ask_kernel) & EPOLLOUT);
-        m->wants_space = full;
-        if (full) set->wants_space = true;
-        if (r.ask_kernel != 0) {
-          known[asked] = r;
-          ask[asked++] = m;
-        } else if (tell(set, m, r.events, &events[n])) {
-          ++n;
-        }
-      }
-      m = next;
-    }
-  }
-  for (int i = 0; i < asked; ++i) {
-    EpollMember* m = ask[i];
-    if (n == max) {
-      push_ready(set, m);
-      continue;
-    }
-    const std::uint32_t kernel = kernel_readiness(m->stream, m->fd, known[i].ask_kernel);
-    if (tell(set, m, known[i].events | kernel, &events[n])) ++n;
-  }
-  return n;
-}
+constexpr int kOwnEventsRounds = 64;
 
 int collect(EpollSet* set, epoll_event* events, int max) {
   if (max <= 0) return 0;
   const LockGuard guard(set->lock);
   set->calls_since_kernel = set->calls_since_kernel + 1;
-  const int n = collect_locked(set, events, max);
-  // A watched set must look readable from outside as long as something in it is.
-  if (set->nested.load_relaxed() != 0 && set->ready_head != nullptr) nudge(set);  // relaxed: set once
-  return n;
-}
-
-// Takes our own events out of what the kernel returned. Returns what is left for the program.
-int filter(EpollSet* set, epoll_event* events, int n) {
-  int kept = 0;
-  const LockGuard guard(set->lock);
-  for (int i = 0; i < n; ++i) {
-    const std::uint64_t data = events[i].data.u64;
-    if (!is_tag(data)) {
-      events[kept++] = events[i];
-      continue;
-    }
-    const std::uint64_t index = data & kTagIndexMask;
-    if (index == kBellTag) continue;
-    EpollMember* m = member_at(static_cast<std::uint32_t>(index));
-    if (m == nullptr || m->set != set || !m->managed) continue;  // closed since, or the child's of a fork
-    note_kernel_events(m->stream, events[i].events);
-    push_ready(set, m);
-  }
-  return kept;
+  return collect_locked(set, events, max);
 }
 
 int kernel_wait(const EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask) {
   const RealCalls& r = real();
+  if (timeout_ns == 0) return quiet().epoll_pwait(set->epfd, events, max, 0, mask);
   if (timeout_ns > 0 && timeout_ns % 1000000 != 0 && r.epoll_pwait2 != nullptr) {
     const timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     const int n = r.epoll_pwait2(set->epfd, events, max, &timeout, mask);
@@ -141,14 +37,21 @@ int kernel_wait(const EpollSet* set, epoll_event* events, int max, std::int64_t 
 
 // Asks the kernel without waiting. -1 with errno as epoll_wait(2).
 int ask_kernel(EpollSet* set, epoll_event* events, int max, const sigset_t* mask) {
-  const int n = kernel_wait(set, events, max, 0, mask);
+  int kept = 0;
+  int n = 0;
+  // A small array may have been filled by events of our own alone. Not asked again when something is kept: it would be told twice.
+  for (int round = 0; round < kOwnEventsRounds; ++round) {
+    n = kernel_wait(set, events, max, 0, mask);
+    if (n > 0) kept = filter(set, events, n);
+    if (n < max || kept > 0) break;
+  }
   set->kernel_asked_tsc = __rdtsc();
   set->calls_since_kernel = 0;
-  return n <= 0 ? n : filter(set, events, n);
+  return n < 0 ? n : kept;
 }
 
 bool kernel_due(const EpollSet* set) {
-  return set->calls_since_kernel >= kCallsBeforeKernel || __rdtsc() - set->kernel_asked_tsc > kCyclesBeforeKernel;
+  return set->kernel_has_more || set->calls_since_kernel >= kCallsBeforeKernel || __rdtsc() - set->kernel_asked_tsc > kCyclesBeforeKernel;
 }
 
 bool bits_waiting(EpollSet* set) {
@@ -225,11 +128,13 @@ int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeo
   return n;
 }
 
-// Nothing came in time: looks at the full rings again.
-void look_for_space(EpollSet* set) {
+// Nothing came in time: looks again at full rings and at the sets in this one.
+void look_at_quiet(EpollSet* set) {
+  if (!set->wants_space && set->links.load_relaxed() == 0) return;  // relaxed: a hint
   const LockGuard guard(set->lock);
   set->wants_space = false;
   push_members_without_space(set);
+  push_links(set);
 }
 
 // Arms, looks again, sleeps. Returns as epoll_wait(2); 0 with *again: nothing for the program yet.
@@ -243,9 +148,7 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
     return early;
   }
   process().counters.sleeps.fetch_add(1);
-  const bool slow = set->slow_members.load_relaxed() != 0;  // relaxed: a change nudges
-  // A full ring: the peer may have no descriptor left for our bell, or die after its FIN, of which the kernel says nothing.
-  const std::int64_t cap = slow ? kSlowLookNs : set->wants_space ? kSpaceLookNs : -1;
+  const std::int64_t cap = look_again_ns(set);
   const std::int64_t patience = cap >= 0 && (timeout_ns < 0 || timeout_ns > cap) ? cap : timeout_ns;
   const int n = counted_wait(set, events, max, patience, mask);
   set->kernel_asked_tsc = __rdtsc();
@@ -254,9 +157,12 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
     *again = false;
     return n;
   }
-  if (n == 0 && set->wants_space) look_for_space(set);
+  if (n == 0) look_at_quiet(set);
   const int kept = filter(set, events, n);
-  return kept + collect(set, events + kept, max - kept);
+  const int told = kept + collect(set, events + kept, max - kept);
+  set->rings_first = kept == max;
+  set->kernel_has_more = kept > 0 && told == max;
+  return told;
 }
 
 // More is ready than this call told, and other threads sleep in the set: the kernel wakes the next one, so do we.
@@ -270,6 +176,8 @@ void pass_on(EpollSet* set) {
 int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns,
                        const sigset_t* mask) {
   if (maxevents <= 0) return kernel_wait(set, events, maxevents, 0, mask);  // EINVAL
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  if (set->inherited.load_relaxed() != 0) leave_inherited_streams(set);  // relaxed: set at a fork, with one thread
   std::uint64_t start = 0;
   bool asked = false;
   for (;;) {
@@ -281,6 +189,7 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
       const int of_kernel = ask_kernel(set, events + n, maxevents - n, mask);
       if (of_kernel < 0 && n == 0) return of_kernel;
       if (of_kernel > 0) n += of_kernel;
+      set->kernel_has_more = of_kernel > 0 && n == maxevents;
       asked = true;
     }
     if (due) set->rings_first = n == maxevents && !rings_went_first;
@@ -334,8 +243,8 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
     return epoll_wait_managed(set, events, maxevents, timeout_ns, mask);
   }
   const int n = counted_wait(set, events, maxevents, timeout_ns, mask);
-  if (n <= 0 || set->poller == kNoPoller) return n;
-  // A stream of the set was upgraded while we slept.
+  if (n <= 0) return n;
+  // A stream of the set was upgraded while we slept, or a bell is still in it: a forked child's set is its parent's, bells and all.
   const int kept = filter(set, events, n);
   if (kept > 0) return kept;
   std::int64_t left = timeout_ns;

@@ -36,6 +36,7 @@ void before_fork() {
     locked |= 1u << i;
   }
   g_locked = locked;
+  pairs_before_fork();
 }
 
 void after_fork_in_parent() {
@@ -45,13 +46,20 @@ void after_fork_in_parent() {
   }
 }
 
-void after_fork_in_child() {
+namespace {
+
+void put_child_in_order(bool prepared) {
   for (unsigned i = 0; i < kLocks; ++i) table_lock(i).reset();
   forked_child();
   epoll_sets_forked_child();
   pairs_forked_child();
-  streams_forked_child();
+  streams_forked_child(prepared);
   pollers_forked_child();
 }
+
+}  // namespace
+
+void after_fork_in_child() { put_child_in_order(true); }
+void after_fork_in_child_unprepared() { put_child_in_order(false); }
 
 }  // namespace mpklink

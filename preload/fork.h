@@ -6,6 +6,7 @@ namespace mpklink {
 
 void before_fork();
 void after_fork_in_parent();
-void after_fork_in_child();
+void after_fork_in_child();             // behind before_fork
+void after_fork_in_child_unprepared();  // the parent did not know
 
 }  // namespace mpklink

@@ -37,13 +37,17 @@ void next_chunk(Stream* s, Chunk* c) {
   c->size = producer.read_back(state.return_at.load_relaxed(), c->bytes, kChunk);
 }
 
-// All bytes between the cursor and the tail are dealt with (`all`), or the first `n` of them.
-void advance(Stream* s, const Chunk& c, std::size_t n, bool all) {
+// The first `n` bytes went.
+void advance(Stream* s, const Chunk& c, std::size_t n) {
   const Gate gate;
-  SendState& state = s->core->send;
-  if (all) n = c.tail - state.return_at.load_relaxed();  // relaxed: under the send lock
-  gave_back(&state, &outgoing(s).producer, n, c.tail);
-  if (!all) tcp_sent(&state, n);
+  gave_back(&s->core->send, &outgoing(s).producer, n, c.tail);
+  tcp_sent(&s->core->send, n);
+}
+
+// TCP takes nothing more. Not `returned`: a peer that is ours finds the rest in the ring.
+void stop_returning(Stream* s) {
+  const Gate gate;
+  s->core->send.path.store_relaxed(static_cast<std::uint32_t>(Path::kTcpAgain));  // relaxed: under the send lock
 }
 
 // Room for a whole ring, so that it fits even where the program asked for a small buffer.
@@ -68,7 +72,7 @@ bool give_back_patiently(int fd, Stream* s, Lock lock) {
       continue;
     }
     pollfd p = {fd, POLLOUT, 0};
-    real().poll(&p, 1, kRoundMs);
+    quiet().poll(&p, 1, kRoundMs);
   }
   log(LogLevel::kError, FMT_COMPILE("fd {}: the peer does not take the bytes that go back to TCP"), fd);
   return false;
@@ -84,10 +88,17 @@ bool give_back(int fd, Stream* s) {
     next_chunk(s, &c);
     if (c.lied) poison(fd, s);
     if (!c.any) return true;
-    const ssize_t n = real().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t n = quiet().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n < 0 && errno == EAGAIN) return false;
-    if (n > 0) process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
-    advance(s, c, n < 0 ? 0 : static_cast<std::size_t>(n), n < 0);
+    if (n < 0) {
+      if (errno != EPIPE) s->pending_error.store_release(static_cast<std::uint32_t>(errno));
+      stop_returning(s);
+      return true;
+    }
+    process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
+    // The ring has not carried them after all; a forked child gives back what its parent counts.
+    if (ours(s)) process().counters.ring_tx.fetch_add(~static_cast<std::uint64_t>(n) + 1);
+    advance(s, c, static_cast<std::size_t>(n));
   }
 }
 

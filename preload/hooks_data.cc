@@ -6,6 +6,8 @@
 
 #include "preload/data_path.h"
 #include "preload/export.h"
+#include "preload/fault.h"
+#include "preload/hooks.h"
 #include "preload/revoke.h"
 #include "preload/sendfile.h"
 #include "shm/user_copy.h"
@@ -13,6 +15,9 @@
 using namespace mpklink;
 
 namespace {
+
+// recv(2) and send(2) cut a length that read(2) refuses (lib/iov_iter.c, import_ubuf).
+size_t shortened(size_t n) { return n < 0x7ffff000 ? n : 0x7ffff000; }
 
 // readv(2) of nothing never waits; a bad array is the kernel's to refuse.
 bool nothing_to_move(const iovec* parts, int count) {
@@ -29,6 +34,30 @@ void check_buffer(size_t n, size_t buffer) {
 
 std::uint64_t nanoseconds(const timespec& t) {
   return static_cast<std::uint64_t>(t.tv_sec) * 1000000000u + static_cast<std::uint64_t>(t.tv_nsec);
+}
+
+void keep_error(int fd, int error) {
+  if (Stream* s = stream_of(fd)) keep_for_next_call(s, error);
+}
+
+// As the kernel: what was left of the time.
+void leave_rest(timespec* timeout, std::uint64_t deadline) {
+  const std::uint64_t now = now_ns();
+  const std::uint64_t left = deadline > now ? deadline - now : 0;
+  *timeout = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+}
+
+// The rest of a message would be missing in front of the next one (net/socket.c, __sys_sendmmsg: msg_data_left).
+bool sent_partly(const msghdr& header, ssize_t sent) {
+  std::size_t total = 0;
+  return check_parts(header.msg_iov, static_cast<int>(header.msg_iovlen), &total) == 0 && static_cast<std::size_t>(sent) < total;
+}
+
+// recvmmsg(2) begins with the socket's error, before any data (net/socket.c, do_recvmmsg).
+int take_socket_error(int fd) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  return mpklink_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? error : 0;
 }
 
 // A descriptor that goes to another process over a Unix socket: from then on two tables know the connection.
@@ -61,7 +90,8 @@ void forget_received_descriptors(msghdr* message) {
 
 // The program's header, read once. False: not for us, or bad memory, which the kernel refuses.
 bool read_header(int fd, const msghdr* message, msghdr* copy) {
-  return stream_of(fd) != nullptr && user_copy(copy, message, sizeof *copy) == 0 && copy->msg_iovlen <= IOV_MAX;
+  return stream_of(fd) != nullptr && user_copy(copy, message, sizeof *copy) == 0 && copy->msg_iovlen <= IOV_MAX &&
+         static_cast<int>(copy->msg_namelen) >= 0;
 }
 
 ssize_t receive_message_any(int fd, msghdr* message, int flags) {
@@ -91,6 +121,12 @@ ssize_t send_message_any(int fd, const msghdr* message, int flags) {
     if (stream_of(fd) == nullptr && message != nullptr && message->msg_control != nullptr) note_passed_descriptors(message);
     return real().sendmsg(fd, message, flags);
   }
+  if (header.msg_controllen > 0 || header.msg_name != nullptr) {
+    // Whether the kernel accepts them: it looks at both before any byte (net/ipv4/tcp.c, tcp_sendmsg_locked).
+    msghdr nothing = header;
+    nothing.msg_iovlen = 0;
+    if (real().sendmsg(fd, &nothing, (flags & MSG_NOSIGNAL) | MSG_DONTWAIT) < 0) return -1;
+  }
   return send_any(fd, header.msg_iov, static_cast<int>(header.msg_iovlen), flags,
                   [&] { return real().sendmsg(fd, message, flags); });
 }
@@ -117,12 +153,23 @@ ssize_t send_file_any(int fd, int in_fd, off64_t* offset, size_t count) {
   return call();
 }
 
+// What the flags of preadv2 and pwritev2 mean on a socket (Linux 6.18): no buffering or position to be particular about.
+constexpr int kNoSignal = 0x100, kNoAppend = 0x20;  // RWF_NOSIGNAL, RWF_NOAPPEND: newer than the headers
+
+bool message_flags(int flags, int* of_message) {
+  constexpr int kNoEffect = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND | kNoAppend;
+  *of_message = (flags & RWF_NOWAIT ? MSG_DONTWAIT : 0) | (flags & kNoSignal ? MSG_NOSIGNAL : 0);
+  if (!(flags & ~(kNoEffect | RWF_NOWAIT | kNoSignal))) return true;
+  errno = EOPNOTSUPP;
+  return false;
+}
+
 }  // namespace
 
 extern "C" {
 
 ssize_t mpklink_read(int fd, void* buf, size_t n) {
-  if (n == 0) return real().read(fd, buf, n);  // never waits, whatever there is to read
+  if (n == 0 || n > SSIZE_MAX) return real().read(fd, buf, n);  // never waits, or is refused
   const iovec part = {buf, n};
   return receive_any(fd, &part, 1, 0, [&] { return real().read(fd, buf, n); });
 }
@@ -131,7 +178,7 @@ ssize_t mpklink___read_chk(int fd, void* buf, size_t n, size_t buf_len) {
   return mpklink_read(fd, buf, n);
 }
 ssize_t mpklink_recv(int fd, void* buf, size_t n, int flags) {
-  const iovec part = {buf, n};
+  const iovec part = {buf, shortened(n)};
   return receive_any(fd, &part, 1, flags, [&] { return real().recv(fd, buf, n, flags); });
 }
 ssize_t mpklink___recv_chk(int fd, void* buf, size_t n, size_t buf_len, int flags) {
@@ -139,7 +186,7 @@ ssize_t mpklink___recv_chk(int fd, void* buf, size_t n, size_t buf_len, int flag
   return mpklink_recv(fd, buf, n, flags);
 }
 ssize_t mpklink_recvfrom(int fd, void* buf, size_t n, int flags, struct sockaddr* from, socklen_t* len) {
-  const iovec part = {buf, n};
+  const iovec part = {buf, shortened(n)};
   bool by_kernel = false;
   const ssize_t got = receive_any(fd, &part, 1, flags, [&] {
     by_kernel = true;
@@ -147,7 +194,7 @@ ssize_t mpklink_recvfrom(int fd, void* buf, size_t n, int flags, struct sockaddr
   });
   if (got >= 0 && !by_kernel && from != nullptr && len != nullptr) {
     const socklen_t none = 0;  // as TCP: no address
-    user_copy(len, &none, sizeof none);
+    if (user_copy(len, &none, sizeof none) != 0) return errno = EFAULT, -1;
   }
   return got;
 }
@@ -160,23 +207,39 @@ ssize_t mpklink_readv(int fd, const struct iovec* parts, int count) {
   if (stream_of(fd) == nullptr || bad_parts(count) || nothing_to_move(parts, count)) return real().readv(fd, parts, count);
   return receive_any(fd, parts, count, 0, [&] { return real().readv(fd, parts, count); });
 }
+// Without a position these are readv and writev; with one the kernel refuses a socket.
+ssize_t mpklink_preadv2(int fd, const struct iovec* parts, int count, off_t offset, int flags) {
+  const auto call = [&] { return real().preadv2(fd, parts, count, offset, flags); };
+  if (offset != -1 || stream_of(fd) == nullptr || bad_parts(count) || nothing_to_move(parts, count)) return call();
+  int of_message = 0;
+  return message_flags(flags, &of_message) ? receive_any(fd, parts, count, of_message, call) : -1;
+}
 ssize_t mpklink_recvmsg(int fd, struct msghdr* message, int flags) { return receive_message_any(fd, message, flags); }
 
 ssize_t mpklink_write(int fd, const void* buf, size_t n) {
   const iovec part = {const_cast<void*>(buf), n};
+  if (n > SSIZE_MAX) return real().write(fd, buf, n);  // refused
   return send_any(fd, &part, 1, 0, [&] { return real().write(fd, buf, n); });
 }
 ssize_t mpklink_send(int fd, const void* buf, size_t n, int flags) {
-  const iovec part = {const_cast<void*>(buf), n};
+  const iovec part = {const_cast<void*>(buf), shortened(n)};
   return send_any(fd, &part, 1, flags, [&] { return real().send(fd, buf, n, flags); });
 }
 ssize_t mpklink_sendto(int fd, const void* buf, size_t n, int flags, const struct sockaddr* to, socklen_t len) {
-  const iovec part = {const_cast<void*>(buf), n};
+  const iovec part = {const_cast<void*>(buf), shortened(n)};
+  const bool odd = to != nullptr && (len > sizeof(sockaddr_storage) || !can_read(to, len));
+  if (odd) return real().sendto(fd, buf, n, flags, to, len);  // refused before any byte
   return send_any(fd, &part, 1, flags, [&] { return real().sendto(fd, buf, n, flags, to, len); });
 }
 ssize_t mpklink_writev(int fd, const struct iovec* parts, int count) {
   if (stream_of(fd) == nullptr || bad_parts(count)) return real().writev(fd, parts, count);
   return send_any(fd, parts, count, 0, [&] { return real().writev(fd, parts, count); });
+}
+ssize_t mpklink_pwritev2(int fd, const struct iovec* parts, int count, off_t offset, int flags) {
+  const auto call = [&] { return real().pwritev2(fd, parts, count, offset, flags); };
+  if (offset != -1 || stream_of(fd) == nullptr || bad_parts(count)) return call();
+  int of_message = 0;
+  return message_flags(flags, &of_message) ? send_any(fd, parts, count, of_message, call) : -1;
 }
 ssize_t mpklink_sendmsg(int fd, const struct msghdr* message, int flags) { return send_message_any(fd, message, flags); }
 
@@ -192,16 +255,25 @@ ssize_t mpklink_sendfile64(int out, int in, off64_t* offset, size_t count) noexc
 int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, struct timespec* timeout) {
   if (stream_of(fd) == nullptr) return real().recvmmsg(fd, messages, n, flags, timeout);
   // The time is looked at after each message only (recvmmsg(2), BUGS).
+  if (timeout != nullptr && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000)) {
+    return errno = EINVAL, -1;
+  }
+  if (const int error = take_socket_error(fd)) return errno = error, -1;
   const std::uint64_t deadline = timeout == nullptr ? 0 : now_ns() + nanoseconds(*timeout);
   unsigned done = 0;
   int each = flags & ~MSG_WAITFORONE;
   while (done < n) {
     const ssize_t got = receive_message_any(fd, &messages[done].msg_hdr, each);
-    if (got < 0) return done > 0 ? static_cast<int>(done) : -1;
+    if (got < 0) {
+      if (done == 0) return -1;
+      keep_error(fd, errno);  // it is the next call's
+      return static_cast<int>(done);
+    }
     messages[done++].msg_len = static_cast<unsigned>(got);
     if (flags & MSG_WAITFORONE) each |= MSG_DONTWAIT;
     if (deadline != 0 && now_ns() >= deadline) break;
   }
+  if (timeout != nullptr) leave_rest(timeout, deadline);
   return static_cast<int>(done);
 }
 int mpklink_sendmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags) {
@@ -216,6 +288,7 @@ int mpklink_sendmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags) {
     const ssize_t sent = send_message_any(fd, &messages[done].msg_hdr, flags);
     if (sent < 0) return done > 0 ? static_cast<int>(done) : -1;
     messages[done++].msg_len = static_cast<unsigned>(sent);
+    if (sent_partly(messages[done - 1].msg_hdr, sent)) break;
   }
   return static_cast<int>(done);
 }
@@ -253,3 +326,7 @@ MPKLINK_EXPORT(recvmmsg)
 MPKLINK_EXPORT(sendmmsg)
 MPKLINK_EXPORT_AS(__sendmmsg, sendmmsg)
 MPKLINK_EXPORT(splice)
+MPKLINK_EXPORT(preadv2)
+MPKLINK_EXPORT_AS(preadv64v2, preadv2)
+MPKLINK_EXPORT(pwritev2)
+MPKLINK_EXPORT_AS(pwritev64v2, pwritev2)

@@ -8,6 +8,7 @@
 #include "preload/export.h"
 #include "preload/hook_scope.h"
 #include "preload/revoke.h"
+#include "preload/stats.h"
 
 using namespace mpklink;
 
@@ -16,10 +17,20 @@ namespace {
 constexpr int kArgumentsMax = 1 << 16;
 
 // What an exec hands on goes back to TCP; what it closes gives back what a peer still wants.
-void before_exec() {
+void before_handover() {
   const ErrnoSaver keep;
   if (!in_foreign_child()) answer_all_freezes();
   revoke_inheritable(Reason::kExec);
+}
+
+// `exec` comes back only when it fails.
+template <class Exec>
+int become(Exec exec) {
+  before_handover();
+  write_stats_before_exec();
+  const int result = exec();
+  exec_failed();
+  return result;
 }
 
 void before_stdio(int fd) {
@@ -70,28 +81,22 @@ int mpklink___dprintf_chk(int fd, int flag, const char* format, ...) {
 }
 
 int mpklink_execve(const char* path, char* const argv[], char* const envp[]) noexcept {
-  before_exec();
-  return real().execve(path, argv, envp);
+  return become([&] { return real().execve(path, argv, envp); });
 }
 int mpklink_execv(const char* path, char* const argv[]) noexcept {
-  before_exec();
-  return real().execv(path, argv);
+  return become([&] { return real().execv(path, argv); });
 }
 int mpklink_execvp(const char* file, char* const argv[]) noexcept {
-  before_exec();
-  return real().execvp(file, argv);
+  return become([&] { return real().execvp(file, argv); });
 }
 int mpklink_execvpe(const char* file, char* const argv[], char* const envp[]) noexcept {
-  before_exec();
-  return real().execvpe(file, argv, envp);
+  return become([&] { return real().execvpe(file, argv, envp); });
 }
 int mpklink_fexecve(int fd, char* const argv[], char* const envp[]) noexcept {
-  before_exec();
-  return real().fexecve(fd, argv, envp);
+  return become([&] { return real().fexecve(fd, argv, envp); });
 }
 int mpklink_execveat(int dir, const char* path, char* const argv[], char* const envp[], int flags) noexcept {
-  before_exec();
-  return real().execveat(dir, path, argv, envp, flags);
+  return become([&] { return real().execveat(dir, path, argv, envp, flags); });
 }
 
 // On the stack, as glibc's own do: a child of vfork must not allocate.
@@ -133,12 +138,12 @@ int mpklink_execle(const char* path, const char* first, ...) noexcept {
 // The child is made inside libc, by clone: no hook runs in it.
 int mpklink_posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                         const posix_spawnattr_t* attributes, char* const argv[], char* const envp[]) {
-  before_exec();
+  before_handover();
   return real().posix_spawn(pid, path, actions, attributes, argv, envp);
 }
 int mpklink_posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                          const posix_spawnattr_t* attributes, char* const argv[], char* const envp[]) {
-  before_exec();
+  before_handover();
   return real().posix_spawnp(pid, file, actions, attributes, argv, envp);
 }
 int mpklink_posix_spawn_file_actions_adddup2(posix_spawn_file_actions_t* actions, int fd, int to) noexcept {
@@ -146,11 +151,11 @@ int mpklink_posix_spawn_file_actions_adddup2(posix_spawn_file_actions_t* actions
   return real().posix_spawn_file_actions_adddup2(actions, fd, to);
 }
 int mpklink_system(const char* command) {
-  if (command != nullptr) before_exec();
+  if (command != nullptr) before_handover();
   return real().system(command);
 }
 FILE* mpklink_popen(const char* command, const char* mode) {
-  before_exec();
+  before_handover();
   return real().popen(command, mode);
 }
 

@@ -59,6 +59,8 @@ int shared(int from, int to) {
     s->fds.fetch_add(1);
     s->last_fd.store_relaxed(static_cast<uint32_t>(to));  // relaxed: a hint
     fd_table().set_stream(to, s);
+    // Standard input and output are read and written by stdio, behind our back.
+    if (to <= 2) revoke(to, s, Reason::kStdio);
   } else if (EpollSet* set = fd_table().epoll(from)) {
     if (!in_foreign_child()) share_epoll_fd(set, to);
   }
@@ -162,6 +164,7 @@ int mpklink_close(int fd) {
 int mpklink_shutdown(int fd, int how) noexcept {
   Stream* s = stream_of(fd);
   if (s == nullptr || !managed(state_of(s))) return real().shutdown(fd, how);
+  if (how != SHUT_RD) answer_freeze(fd, s);  // what a peer wants back goes before the FIN
   // Before the FIN is on its way: sends meet the kernel's EPIPE, and nobody mistakes the end of the connection for a death.
   const uint32_t before = how == SHUT_WR || how == SHUT_RDWR ? s->send_over_tcp.exchange(1) : 1;
   const int result = real().shutdown(fd, how);

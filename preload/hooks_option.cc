@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <errno.h>
+#include <limits.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
 #include <string.h>
 
+#include "preload/epoll_set.h"
 #include "preload/export.h"
 #include "preload/hook_scope.h"
 #include "preload/revoke.h"
@@ -17,19 +19,32 @@ using namespace mpklink;
 namespace {
 
 constexpr int kTcpUlp = 31;  // TCP_ULP, linux/tcp.h
+// SO_TIMESTAMP_NEW and its kin, asm-generic/socket.h: what libc's names mean on systems with 64-bit time.
+constexpr int kTimestampNew = 63, kTimestampNsNew = 64, kTimestampingNew = 65;
 
 // An option that only the kernel's path can honour: the stream goes back there, before it is in force.
 void make_way_for_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
   int number = 0;
   if (value == nullptr || size < sizeof number || user_copy(&number, value, sizeof number) != 0) number = 0;
-  if (level == SOL_SOCKET && name == SO_RCVLOWAT && number > 1) revoke(fd, s, Reason::kLowat);
   if (level == SOL_SOCKET && name == SO_ZEROCOPY && number != 0) revoke(fd, s, Reason::kZeroCopy);
+  // They come as control data with the bytes, of which the ring knows nothing.
+  const bool stamps = level == SOL_SOCKET && (name == SO_TIMESTAMP || name == SO_TIMESTAMPNS || name == SO_TIMESTAMPING ||
+                                              name == kTimestampNew || name == kTimestampNsNew || name == kTimestampingNew);
+  if ((stamps || (level == IPPROTO_TCP && name == TCP_INQ)) && number != 0) revoke(fd, s, Reason::kControl);
   if (level == IPPROTO_TCP && name == kTcpUlp) revoke(fd, s, Reason::kUlp);
   if (level == IPPROTO_TCP && name == TCP_REPAIR) revoke(fd, s, Reason::kRepair);
 }
 
-void note_option(Stream* s, int level, int name, const void* value, socklen_t size) {
-  if (level != SOL_SOCKET || value == nullptr || size < sizeof(timeval)) return;
+void note_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
+  if (level != SOL_SOCKET || value == nullptr) return;
+  if (name == SO_RCVLOWAT && size >= sizeof(int)) {
+    int mark = 0;
+    memcpy(&mark, value, sizeof mark);
+    s->low_water.store_release(mark < 0 ? INT_MAX : static_cast<uint32_t>(mark));
+    refresh_members(s);
+    wake_own_sleepers(fd, s);
+  }
+  if (size < sizeof(timeval)) return;
   timeval time = {};
   memcpy(&time, value, sizeof time);
   const auto ns = static_cast<uint64_t>(time.tv_sec) * 1000000000u + static_cast<uint64_t>(time.tv_usec) * 1000u;
@@ -89,7 +104,7 @@ int mpklink_setsockopt(int fd, int level, int name, const void* value, socklen_t
   if (Stream* s = stream_of(fd)) make_way_for_option(fd, s, level, name, value, size);
   const int result = real().setsockopt(fd, level, name, value, size);
   if (result != 0) return result;
-  if (Stream* s = stream_of(fd)) note_option(s, level, name, value, size);
+  if (Stream* s = stream_of(fd)) note_option(fd, s, level, name, value, size);
   return result;
 }
 

@@ -45,6 +45,11 @@ int epoll_wait_any(int epfd, epoll_event* events, int max, std::int64_t timeout_
   if (set == nullptr || max <= 0) return call();
   if (set->managed_members.load_acquire() != 0) {
     if (can_write(events, sizeof *events * static_cast<size_t>(max))) return epoll_wait_managed(set, events, max, timeout_ns, mask);
+    // Bad memory matters only once there is something to store.
+    epoll_event one = {};
+    const int n = epoll_wait_managed(set, &one, 1, timeout_ns, mask);
+    if (n <= 0) return n;
+    tell_again(set, one.data.u64);
     errno = EFAULT;
     return -1;
   }
@@ -117,7 +122,8 @@ int mpklink_epoll_ctl(int epfd, int op, int fd, struct epoll_event* event) noexc
     const int result = epoll_ctl_stream(epfd, op, fd, s, event);
     if (result != kUnhandled) return result;
   } else if (EpollSet* inner = fd_table().epoll(fd)) {
-    if (op == EPOLL_CTL_ADD) mark_nested(inner);
+    const int result = epoll_ctl_set(epfd, op, fd, inner, event);
+    if (result != kUnhandled) return result;
   }
   return real().epoll_ctl(epfd, op, fd, event);
 }

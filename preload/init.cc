@@ -6,6 +6,7 @@
 #include "preload/process.h"
 #include "preload/revoke.h"
 #include "preload/stats.h"
+#include "preload/stream.h"
 
 namespace {
 
@@ -20,6 +21,7 @@ __attribute__((constructor)) void load() {
 __attribute__((destructor)) void unload() {
   answer_all_freezes();
   write_stats();
+  streams_at_exit();
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ LogLine::LogLine(LogLevel level) {
 void LogLine::write() {
   const ErrnoSaver keep;
   text_[size_] = '\n';
-  if (real().write(2, text_, size_ + 1) < 0) return;  // nobody to tell
+  if (quiet().write(2, text_, size_ + 1) < 0) return;  // nobody to tell
 }
 
 void assertion_failed(const char* expression, long long left, long long right, const char* file, int line) {

@@ -22,12 +22,12 @@ bool send_message(int socket, const void* message, std::size_t size, const int* 
     c->cmsg_len = CMSG_LEN(bytes);
     memcpy(CMSG_DATA(c), fds, bytes);
   }
-  return real().sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(size);
+  return quiet().sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(size);
 }
 
 void close_all(const int* fds, int count) {
   for (int i = 0; i < count; ++i) {
-    if (fds[i] >= 0) real().close(fds[i]);
+    if (fds[i] >= 0) quiet().close(fds[i]);
   }
 }
 
@@ -39,7 +39,7 @@ bool receive_message(int socket, void* message, std::size_t size, int (&fds)[kMe
   header.msg_iovlen = 1;
   header.msg_control = control;
   header.msg_controllen = sizeof control;
-  const ssize_t n = real().recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  const ssize_t n = quiet().recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (n < 0) return false;
   int got = 0;
   for (cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, c)) {
@@ -51,7 +51,7 @@ bool receive_message(int socket, void* message, std::size_t size, int (&fds)[kMe
       if (got < kMessageFdsMax) {
         fds[got++] = fd;
       } else {
-        real().close(fd);
+        quiet().close(fd);
       }
     }
   }

@@ -47,7 +47,7 @@ void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
   struct stat st = {};
   const bool sound = id < kPollers && ::fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0;
   if (!sound || pair->peer_bell[id].load_acquire() != 0 || pair->bells_kept >= kPeerBellsMax) {
-    real().close(fd);
+    quiet().close(fd);
     return;
   }
   const int hidden = hide_fd(fd);
@@ -59,7 +59,7 @@ void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
 bool peer_gone(const Pair* pair) {
   if (pair->control_fd < 0) return pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
   char byte = 0;
-  const ssize_t n = real().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  const ssize_t n = quiet().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
   return n == 0 || (n < 0 && errno != EAGAIN);
 }
 
@@ -228,6 +228,15 @@ bool send_bell(Pair* pair, std::uint32_t id, int bell_fd, bool* fresh) {
   return true;
 }
 
+void pairs_before_fork() {
+  for (Pair* pair : g_pairs) {
+    if (pair == nullptr) return;
+    if (!pair->used || pair->lock.held_by_this_thread() || pair->generation != process().generation.load_relaxed()) continue;  // relaxed: changes by fork only
+    const LockGuard guard(pair->lock);
+    if (pair->control_fd >= 0) drain_control(pair);
+  }
+}
+
 // The child has the mappings, to use streams it inherited, but neither speaks nor listens on the parent's channels.
 void pairs_forked_child() {
   for (Pair* pair : g_pairs) {
@@ -266,11 +275,11 @@ void Wakeups::ring() {
     process().counters.bells.fetch_add(1);
     // Another user's process may have made its bell blocking and full (both are properties of the shared description).
     pollfd room = {bell, POLLOUT, 0};
-    if (!pair_->same_user && real().poll(&room, 1, 0) == 1 && !(room.revents & POLLOUT)) continue;
-    if (real().write(bell, &one, sizeof one) < 0 && errno == EAGAIN) {
+    if (!pair_->same_user && quiet().poll(&room, 1, 0) == 1 && !(room.revents & POLLOUT)) continue;
+    if (quiet().write(bell, &one, sizeof one) < 0 && errno == EAGAIN) {
       // The counter is full (only a hostile peer gets it there): empty it, or the edge would not come.
       std::uint64_t drained = 0;
-      if (real().read(bell, &drained, sizeof drained) >= 0 && real().write(bell, &one, sizeof one) < 0) continue;
+      if (quiet().read(bell, &drained, sizeof drained) >= 0 && quiet().write(bell, &one, sizeof one) < 0) continue;
     }
   }
 }

@@ -66,6 +66,8 @@ bool bells_at_hand(Stream* s);
 // The same, having asked it. Gate closed, send lock held.
 bool fetch_bells(Stream* s);
 
+// Before a fork: takes in the bells that have arrived. A child cannot: it may have to wake somebody all the same.
+void pairs_before_fork();
 void pairs_forked_child();
 
 // The pollers of the peer to wake after a publish: collected inside the gate, rung outside of it while the stream's lock

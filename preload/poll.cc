@@ -12,6 +12,7 @@
 #include "preload/readiness.h"
 #include "preload/revoke.h"
 #include "preload/spin.h"
+#include "preload/transfer.h"
 #include "preload/wait.h"
 
 namespace mpklink {
@@ -24,6 +25,7 @@ constexpr std::int64_t kOrphanLookNs = 50000000;  // waiting for space: a peer t
 
 struct Entry {
   Stream* stream;
+  EpollSet* set;   // instead
   bool pinned;     // managed with a channel; otherwise counted in kernel_calls
   bool give_back;  // the peer wants back what is unread
 };
@@ -80,6 +82,10 @@ class PollCall {
   static void cancelled(void* self);
   bool look();
   void answer();
+  bool look_at_rings();
+  short shown_of_set(nfds_t i) const;
+  void look_for_orphans();
+  void cap_by_sets(std::int64_t* cap) const;
   void listen();
   int ask(const timespec* timeout, const sigset_t* mask, nfds_t count);
   int ask_now(const sigset_t* mask);
@@ -99,6 +105,8 @@ class PollCall {
   bool fresh_ = false;
   bool wants_space_ = false;
   bool answers_due_ = false;
+  bool inherited_ = false;
+  bool has_sets_ = false;
 };
 
 // Managed streams with a channel are pinned; streams still on their way are counted, so that no upgrade step overtakes a
@@ -106,11 +114,14 @@ class PollCall {
 void PollCall::enter() {
   for (nfds_t i = 0; i < n_; ++i) {
     kernel_[i] = {fds_[i].fd, fds_[i].events, 0};
-    entries_[i] = {fd_table().stream(fds_[i].fd), false, false};
+    entries_[i] = {fd_table().stream(fds_[i].fd), nullptr, false, false};
     Stream* s = entries_[i].stream;
     if (s == nullptr) {
       EpollSet* set = fd_table().epoll(fds_[i].fd);
-      if (set != nullptr && locks_held_here() == 0) mark_nested(set);
+      if (set == nullptr || locks_held_here() != 0) continue;
+      mark_nested(set);
+      entries_[i].set = set;
+      has_sets_ = true;
       continue;
     }
     if (!hold(fds_[i].fd, s)) {  // closed meanwhile: the kernel will say what the number is now
@@ -122,6 +133,7 @@ void PollCall::enter() {
     if ((state != State::kOffered && state != State::kShared) || s->channel == nullptr) continue;
     s->kernel_calls.fetch_add(~0u);
     entries_[i].pinned = true;
+    if (!ours(s)) inherited_ = true;
     if (first_ == nullptr) first_ = s;
     if (bits(fds_[i].events) & (EPOLLOUT | EPOLLWRNORM)) wants_space_ = true;
   }
@@ -137,7 +149,7 @@ void PollCall::leave() {
       unpin(s);
       continue;
     }
-    if (bell_ >= 0) {
+    if (bell_ >= 0 && ours(s)) {
       const Gate gate;
       remove_waiter(&s->channel->waiters[s->side].ids, poller_);
       disarm(&s->pair->board->side[s->pair->side].armed[poller_]);
@@ -156,6 +168,24 @@ void PollCall::cancelled(void* self) {
 
 // Fills the program's revents from the rings, and what the kernel must be asked. One gate. True: something is ready.
 bool PollCall::look() {
+  bool ready = look_at_rings();
+  if (!has_sets_) return ready;
+  for (nfds_t i = 0; i < n_; ++i) {
+    fds_[i].revents = static_cast<short>(fds_[i].revents | shown_of_set(i));
+    if (fds_[i].revents != 0) ready = true;
+  }
+  return ready;
+}
+
+// The kernel's word for a set with streams in it is "perhaps".
+short PollCall::shown_of_set(nfds_t i) const {
+  EpollSet* set = entries_[i].set;
+  const short reads = fds_[i].events & (POLLIN | POLLRDNORM);
+  if (set == nullptr || reads == 0 || fd_table().epoll(fds_[i].fd) != set) return 0;
+  return set_shows(set) ? reads : short{0};
+}
+
+bool PollCall::look_at_rings() {
   bool ready = false;
   const Gate gate;
   for (nfds_t i = 0; i < n_; ++i) {
@@ -167,8 +197,8 @@ bool PollCall::look() {
     if (r.give_back) answers_due_ = true;
     const std::uint32_t shown = r.events & (interest | EPOLLERR | EPOLLHUP);
     fds_[i].revents = static_cast<short>(shown);
-    std::uint32_t ask = interest & (EPOLLIN | EPOLLRDHUP | EPOLLPRI);
-    if (r.ask_kernel & EPOLLOUT) ask |= EPOLLOUT;
+    std::uint32_t ask = interest & (EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLPRI);
+    if (r.ask_kernel & EPOLLOUT) ask |= interest & (EPOLLOUT | EPOLLWRNORM);
     kernel_[i].events = static_cast<short>(ask);
     if (shown != 0) ready = true;
   }
@@ -194,8 +224,7 @@ void PollCall::listen() {
   for (nfds_t i = 0; i < n_; ++i) {
     if (!entries_[i].pinned) continue;
     Stream* s = entries_[i].stream;
-    const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-    if (bell_ < 0 || !own || !send_bell(s->pair, poller_, bell_, &fresh_)) {
+    if (bell_ < 0 || !ours(s) || !send_bell(s->pair, poller_, bell_, &fresh_)) {
       slow_ = true;
       continue;
     }
@@ -210,7 +239,14 @@ int PollCall::merge() {
   int ready = 0;
   for (nfds_t i = 0; i < n_; ++i) {
     if (entries_[i].pinned) {
-      note_kernel_events(entries_[i].stream, bits(kernel_[i].revents) & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+      const std::uint32_t told = bits(kernel_[i].revents);
+      note_kernel_events(entries_[i].stream, told & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+      // A connection that is over is readable and writable; we may not have asked for either.
+      const std::uint32_t over = told & (EPOLLHUP | EPOLLERR) ? EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM : 0;
+      fds_[i].revents = static_cast<short>(bits(fds_[i].revents) | (bits(fds_[i].events) & over));
+    }
+    if (entries_[i].set != nullptr) {
+      kernel_[i].revents = static_cast<short>((kernel_[i].revents & ~(POLLIN | POLLRDNORM)) | shown_of_set(i));
     }
     fds_[i].revents = static_cast<short>(fds_[i].revents | kernel_[i].revents);
     if (fds_[i].revents != 0) ++ready;
@@ -222,13 +258,28 @@ int PollCall::merge() {
 int PollCall::ask_now(const sigset_t* mask) {
   answer();
   const timespec now = {};
-  const int n = real().ppoll(kernel_, n_, &now, mask);
+  const int n = quiet().ppoll(kernel_, n_, &now, mask);
   return n < 0 ? -1 : merge();
+}
+
+void PollCall::cap_by_sets(std::int64_t* cap) const {
+  for (nfds_t i = 0; i < n_; ++i) {
+    const std::int64_t of_set = entries_[i].set != nullptr ? look_again_ns(entries_[i].set) : -1;
+    if (of_set >= 0 && (*cap < 0 || of_set < *cap)) *cap = of_set;
+  }
+}
+
+// Of a peer that dies after its FIN the kernel says nothing: a full ring would never have space again.
+void PollCall::look_for_orphans() {
+  for (nfds_t i = 0; i < n_; ++i) {
+    if (entries_[i].pinned && (bits(fds_[i].events) & (EPOLLOUT | EPOLLWRNORM))) look_for_orphan(fds_[i].fd, entries_[i].stream, true);
+  }
 }
 
 int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   std::int64_t wait_ns = left_ns;
-  const std::int64_t cap = slow_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
+  std::int64_t cap = slow_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
+  if (has_sets_) cap_by_sets(&cap);
   fresh_ = false;
   if (cap >= 0 && (wait_ns < 0 || wait_ns > cap)) wait_ns = cap;
   const timespec timeout = {wait_ns / 1000000000, wait_ns % 1000000000};
@@ -242,6 +293,7 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   if (n < 0) return -1;
   if (bell_ >= 0 && kernel_[n_].revents != 0) drain_bell(poller_);
   const int ready = merge();
+  if (n == 0 && wants_space_) look_for_orphans();
   *again = ready == 0 && (n > 0 || wait_ns != left_ns);
   return ready;
 }
@@ -266,13 +318,18 @@ bool PollCall::spin(std::int64_t left_ns) {
 }
 
 int PollCall::run(std::int64_t timeout_ns, const sigset_t* mask) {
-  if (look() || timeout_ns == 0) return ask_now(mask);
+  for (nfds_t i = 0; inherited_ && i < n_; ++i) {
+    if (entries_[i].pinned && !ours(entries_[i].stream)) leave_softly(fds_[i].fd, entries_[i].stream);
+  }
+  // Something is ready: no signal is let in, as in the kernel's ppoll, which looks at the descriptors first.
+  if (look()) return ask_now(nullptr);
+  if (timeout_ns == 0) return ask_now(mask);
   const std::uint64_t start = now_ns();
   const bool came = spin(timeout_ns);
   if (came) process().counters.spin_hits.fetch_add(1);
   for (bool again = true; again;) {
     listen();
-    if (look()) return ask_now(mask);
+    if (look()) return ask_now(nullptr);
     answer();
     std::int64_t left = timeout_ns;
     if (timeout_ns > 0) {
@@ -301,6 +358,7 @@ bool poll_concerns_us(const pollfd* fds, nfds_t n) {
 }
 
 int poll_streams(pollfd* fds, nfds_t n, std::int64_t timeout_ns, const sigset_t* mask) {
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
   Scratch scratch(n);
   if (scratch.entries() == nullptr) {
     errno = ENOMEM;  // as poll(2) when the kernel has none

@@ -56,10 +56,10 @@ int bell_of(std::uint32_t id) {
 
 int hide_fd(int fd) {
   const int high = real().fcntl(fd, F_DUPFD_CLOEXEC, hidden_base());
-  real().close(fd);
+  quiet().close(fd);
   if (high < 0) return -1;
   if (!fd_table().set_hidden(high)) {
-    real().close(high);
+    quiet().close(high);
     return -1;
   }
   return high;
@@ -76,7 +76,7 @@ void close_hidden(int fd) {
   if (fd < 0) return;
   const ErrnoSaver keep;
   fd_table().clear(fd);
-  real().close(fd);
+  quiet().close(fd);
 }
 
 void make_way(int fd) {
@@ -113,7 +113,7 @@ void drain_bell(std::uint32_t id) {
   const long result = raw_syscall(SYS_preadv2, bell, reinterpret_cast<long>(&part), 1, -1, -1, RWF_NOWAIT);
   if (result == -EOPNOTSUPP || result == -ENOSYS) {
     const ErrnoSaver keep;
-    if (real().read(bell, &count, sizeof count) < 0) return;  // an older kernel
+    if (quiet().read(bell, &count, sizeof count) < 0) return;  // an older kernel
   }
 }
 

@@ -88,7 +88,7 @@ void mark_own_memory() {
 
 void notice_fork() {
   const auto* word = g_own_memory.load_acquire();  // SYNC: own memory
-  if (word != nullptr && word->load_relaxed() == 0) after_fork_in_child();  // relaxed: one thread here
+  if (word != nullptr && word->load_relaxed() == 0) after_fork_in_child_unprepared();  // relaxed: one thread here
 }
 
 bool in_foreign_child() {
@@ -160,6 +160,13 @@ void initialise() {
   p.initialised.store_release(2);  // SYNC: settings read
 }
 
+void reset_counters() {
+  Process& p = g_process;
+  auto* word = reinterpret_cast<Atomic<std::uint64_t>*>(&p.counters);
+  for (std::size_t i = 0; i < sizeof(Counters) / sizeof(*word); ++i) word[i].store_relaxed(0);
+  p.guard.reset_counters();
+}
+
 void forked_child() {
   Process& p = g_process;
   if (auto* word = g_own_memory.load_acquire()) word->store_relaxed(1);  // relaxed: one thread here
@@ -169,9 +176,7 @@ void forked_child() {
   p.generation.fetch_add(1);
   p.id = {};
   p.setup_lock.reset();
-  auto* word = reinterpret_cast<Atomic<std::uint64_t>*>(&p.counters);
-  for (std::size_t i = 0; i < sizeof(Counters) / sizeof(*word); ++i) word[i].store_relaxed(0);
-  p.guard.reset_counters();
+  reset_counters();
   p.guard.forked_child();
 }
 

@@ -102,6 +102,7 @@ class ErrnoSaver {
 };
 
 void initialise();     // reads the settings once; safe from any hook, any thread
+void reset_counters();
 void forked_child();   // resets what belongs to the parent
 
 }  // namespace mpklink

@@ -6,11 +6,15 @@
 namespace mpklink {
 namespace {
 
+constexpr std::uint32_t kReads = EPOLLIN | EPOLLRDNORM;
+constexpr std::uint32_t kWrites = EPOLLOUT | EPOLLWRNORM;
+
+// As tcp_poll (net/ipv4/tcp.c): HUP means that both directions are shut, and then both are "ready".
 std::uint32_t sticky_events(std::uint32_t sticky) {
   std::uint32_t events = 0;
-  if (sticky & kStickyRdhup) events |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
-  if (sticky & kStickyHup) events |= EPOLLIN | EPOLLHUP | EPOLLOUT;
-  if (sticky & kStickyErr) events |= EPOLLERR | EPOLLIN | EPOLLOUT;
+  if (sticky & kStickyRdhup) events |= kReads | EPOLLRDHUP;
+  if (sticky & (kStickyHup | kStickyErr)) events |= kReads | kWrites;
+  if (sticky & kStickyHup) events |= EPOLLHUP | EPOLLRDHUP;
   return events;
 }
 
@@ -27,8 +31,8 @@ void look_at_input(Stream* s, Readiness* r) {
     return;
   }
   // A lie is reported as an error by the read that the program will do now.
-  if (!consumer.refresh() || consumer.available() > 0) {
-    r->events |= EPOLLIN | EPOLLRDNORM;
+  if (!consumer.refresh() || consumer.available() >= low_water(s)) {
+    r->events |= kReads;
   } else if ((s->sticky.load_relaxed() & kStickyIn) != 0) {  // relaxed: a look
     r->ask_kernel |= EPOLLIN;
   }
@@ -48,32 +52,43 @@ void look_at_output(Stream* s, Readiness* r) {
     return;
   }
   const bool closed = outgoing(s).consumer.closed.load_relaxed() != 0;  // relaxed: behind the acquire in refresh
-  if (corrupt || closed || producer.writable() || producer.wish_space(&corrupt) || corrupt) r->events |= EPOLLOUT | EPOLLWRNORM;
+  if (corrupt || closed || producer.writable() || producer.wish_space(&corrupt) || corrupt) {
+    r->events |= kWrites;
+  } else if (note_full(s, producer.head())) {
+    r->give_back = true;
+    r->ask_kernel |= EPOLLOUT;
+  }
 }
 
 }  // namespace
 
 Readiness ring_readiness(Stream* s, std::uint32_t interest) {
   Readiness r;
-  if (interest & (EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) look_at_input(s, &r);
-  if (interest & (EPOLLOUT | EPOLLWRNORM)) look_at_output(s, &r);
+  if (interest & (kReads | EPOLLRDHUP)) look_at_input(s, &r);
+  if (interest & kWrites) look_at_output(s, &r);
   if (s->channel != nullptr) {
     const bool asked = incoming(s).producer.look_back.load_relaxed() != 0 && !s->answered.load_relaxed();  // relaxed: hints
     r.give_back = r.give_back || asked || path_of(s->core->send.path) == Path::kReturning;
   }
   const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: set before this thread was sent to look
   r.events |= sticky_events(sticky);
-  if (s->pending_error.load_relaxed() != 0) r.events |= EPOLLERR | EPOLLIN | EPOLLOUT;
+  // The error has been told by now, perhaps: by any call on the socket.
+  if (sticky & kStickyErr) r.ask_kernel |= EPOLLERR;
+  const bool own_error = s->pending_error.load_relaxed() != 0 || s->poisoned.load_relaxed() != 0;  // relaxed: a look
+  if (own_error) r.events |= EPOLLERR | kReads | kWrites;
   return r;
 }
 
 std::uint32_t kernel_readiness(Stream* s, int fd, std::uint32_t ask) {
   pollfd p = {fd, static_cast<short>(POLLRDHUP | (ask & EPOLLIN ? POLLIN : 0) | (ask & EPOLLOUT ? POLLOUT : 0)), 0};
   const ErrnoSaver keep;
-  const int n = real().poll(&p, 1, 0);
-  const auto revents = n <= 0 ? 0u : static_cast<std::uint32_t>(static_cast<unsigned short>(p.revents));
+  const int n = quiet().poll(&p, 1, 0);
+  auto revents = n <= 0 ? 0u : static_cast<std::uint32_t>(static_cast<unsigned short>(p.revents));
   // Not readable now: the edge we remember was for bytes that have been taken. A later one will be told anew.
   if ((ask & EPOLLIN) && !(revents & EPOLLIN)) s->sticky.fetch_and(~std::uint32_t{kStickyIn});
+  if ((ask & EPOLLERR) && !(revents & EPOLLERR)) s->sticky.fetch_and(~std::uint32_t{kStickyErr});
+  if (revents & EPOLLIN) revents |= EPOLLRDNORM;  // TCP knows no difference
+  if (revents & EPOLLOUT) revents |= EPOLLWRNORM;
   note_kernel_events(s, revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
   return revents;
 }

@@ -8,9 +8,9 @@
 namespace mpklink {
 
 struct Readiness {
-  std::uint32_t events = 0;  // EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR
+  std::uint32_t events = 0;  // EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLRDNORM, EPOLLWRNORM
   bool give_back = false;        // the peer wants back what is unread (answer_freeze)
-  std::uint32_t ask_kernel = 0;  // which of IN, OUT only the kernel knows, because that direction is (again) on TCP
+  std::uint32_t ask_kernel = 0;  // which of IN, OUT, ERR only the kernel knows; IN, OUT: that direction is (again) on TCP
 };
 
 // Gate open; the channel kept mapped by a lock, a pin or a membership. With OUT in `interest` and the ring full, leaves a wish for

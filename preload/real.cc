@@ -4,6 +4,8 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
 #include <sys/syscall.h>
 
 #include "shm/atomic.h"
@@ -17,8 +19,8 @@ enum : std::uint32_t { kUnresolved = 0, kResolving = 1, kResolved = 2 };
 RealCalls g_real = {};
 Atomic<std::uint32_t> g_resolved;
 
-long raw(long number, long a = 0, long b = 0, long c = 0, long d = 0) {
-  const long result = raw_syscall(number, a, b, c, d);
+long raw(long number, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0, long f = 0) {
+  const long result = raw_syscall(number, a, b, c, d, e, f);
   if (result >= 0) return result;
   errno = static_cast<int>(-result);
   return -1;
@@ -65,7 +67,43 @@ int early_ioctl(int fd, unsigned long request, ...) noexcept {
 int add_seals(int fd, int seals) { return static_cast<int>(raw(SYS_fcntl, fd, F_ADD_SEALS, seals)); }
 int get_seals(int fd) { return static_cast<int>(raw(SYS_fcntl, fd, F_GET_SEALS)); }
 
+template <class T>
+long word(const T* pointer) {
+  return reinterpret_cast<long>(pointer);
+}
+
+constexpr long kMaskSize = 8;  // the kernel's sigset_t
+
+constexpr QuietCalls kQuiet = {
+    early_read,
+    early_write,
+    early_close,
+    [](const char* path, int flags, mode_t mode) { return early_open(path, flags, mode); },
+    [](pollfd* fds, nfds_t n, int ms) { return static_cast<int>(raw(SYS_poll, word(fds), static_cast<long>(n), ms)); },
+    [](pollfd* fds, nfds_t n, const timespec* timeout, const sigset_t* mask) {
+      timespec left = {};  // the system call writes what is left
+      if (timeout != nullptr) left = *timeout;
+      return static_cast<int>(
+          raw(SYS_ppoll, word(fds), static_cast<long>(n), timeout == nullptr ? 0 : word(&left), word(mask), kMaskSize));
+    },
+    [](int epfd, epoll_event* events, int max, int ms, const sigset_t* mask) {
+      return static_cast<int>(raw(SYS_epoll_pwait, epfd, word(events), max, ms, word(mask), kMaskSize));
+    },
+    [](int fd, void* to, size_t n, int flags) -> ssize_t { return raw(SYS_recvfrom, fd, word(to), static_cast<long>(n), flags); },
+    [](int fd, msghdr* message, int flags) -> ssize_t { return raw(SYS_recvmsg, fd, word(message), flags); },
+    [](int fd, const void* from, size_t n, int flags) -> ssize_t {
+      return raw(SYS_sendto, fd, word(from), static_cast<long>(n), flags);
+    },
+    [](int fd, const msghdr* message, int flags) -> ssize_t { return raw(SYS_sendmsg, fd, word(message), flags); },
+    [](int fd, const sockaddr* address, socklen_t size) { return static_cast<int>(raw(SYS_connect, fd, word(address), size)); },
+    [](int fd, sockaddr* address, socklen_t* size, int flags) {
+      return static_cast<int>(raw(SYS_accept4, fd, word(address), word(size), flags));
+    },
+    [](void* to, size_t n, unsigned flags) -> ssize_t { return raw(SYS_getrandom, word(to), static_cast<long>(n), flags); },
+};
+
 void bind_early() {
+  g_real.quiet = kQuiet;
   g_real.open = g_real.open64 = early_open;
   g_real.openat = g_real.openat64 = early_openat;
   g_real.read = early_read;
@@ -75,15 +113,32 @@ void bind_early() {
   g_real.ioctl = early_ioctl;
 }
 
-template <class Function>
-void bind(Function* slot, const char* name) {
-  if (void* found = dlsym(RTLD_NEXT, name)) *slot = reinterpret_cast<Function>(found);
+// What this machine's libc does not have: our name for it is found all the same (dlsym, weak symbols), and has to fail, not crash.
+long missing() {
+  errno = ENOSYS;
+  return -1;
 }
+
+// The names in the order of RealCalls' members, which are pointers to functions of one size each.
+constexpr char kNames[] =
+#define HOOK(name, group, class) #name "\0"
+#include "preload/interpose.def"
+    ;
+constexpr std::size_t kHooks = 0
+#define HOOK(name, group, class) +1
+#include "preload/interpose.def"
+    ;
+static_assert(offsetof(RealCalls, sys) == kHooks * sizeof(void*));
 
 void resolve() {
   bind_early();
-#define HOOK(name, group) bind(&g_real.name, #name);
-#include "preload/interpose.def"
+  const char* name = kNames;
+  for (std::size_t i = 0; i < kHooks; ++i, name += strlen(name) + 1) {
+    void* slot = reinterpret_cast<char*>(&g_real) + i * sizeof(void*);
+    void* found = dlsym(RTLD_NEXT, name);
+    if (found == nullptr) found = reinterpret_cast<void*>(&missing);
+    memcpy(slot, &found, sizeof found);
+  }
   g_real.sys = {g_real.memfd_create, ::ftruncate, ::fchmod,   ::fstat,    add_seals,
                 get_seals,           ::mmap,      ::munmap,   ::mprotect, ::madvise};
 }

@@ -6,14 +6,35 @@
 
 namespace mpklink {
 
+// What the library calls for its own purposes: system calls without libc's cancellation points. A thread that is cancelled must not be
+// unwound where it holds a lock, nor in a hook of a call that is no cancellation point.
+struct QuietCalls {
+  ssize_t (*read)(int, void*, size_t);
+  ssize_t (*write)(int, const void*, size_t);
+  int (*close)(int);
+  int (*open)(const char*, int, mode_t);
+  int (*poll)(pollfd*, nfds_t, int);
+  int (*ppoll)(pollfd*, nfds_t, const timespec*, const sigset_t*);
+  int (*epoll_pwait)(int, epoll_event*, int, int, const sigset_t*);
+  ssize_t (*recv)(int, void*, size_t, int);
+  ssize_t (*recvmsg)(int, msghdr*, int);
+  ssize_t (*send)(int, const void*, size_t, int);
+  ssize_t (*sendmsg)(int, const msghdr*, int);
+  int (*connect)(int, const sockaddr*, socklen_t);
+  int (*accept4)(int, sockaddr*, socklen_t*, int);
+  ssize_t (*getrandom)(void*, size_t, unsigned);
+};
+
 struct RealCalls {
-#define HOOK(name, group) decltype(&::name) name;  // NOLINT(bugprone-macro-parentheses): a declaration
+#define HOOK(name, group, class) decltype(&::name) name;  // NOLINT(bugprone-macro-parentheses): a declaration
 #include "preload/interpose.def"
   SystemCalls sys;
+  QuietCalls quiet;
 };
 
 // The process's table, resolved by the first caller (hooks run before constructors), without locks or allocation of ours.
 const RealCalls& real();
+inline const QuietCalls& quiet() { return real().quiet; }
 // For tests: what `real()` returns from now on, writable.
 RealCalls& real_for_test();
 

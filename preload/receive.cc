@@ -2,11 +2,15 @@
 // The receiving direction of a managed stream.
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 
 #include "preload/epoll_set.h"
+#include "preload/fd_table.h"
 #include "preload/log.h"
 #include "preload/pair.h"
+#include "preload/readiness.h"
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
@@ -108,7 +112,7 @@ ssize_t kernel_receive(const Call& c, std::size_t skip, std::size_t limit) {
   header.msg_iov = to;
   header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, skip, limit, to));
   if (header.msg_iovlen == 0) return errno = EFAULT, -1;
-  return real().recvmsg(c.fd, &header, (c.flags | MSG_DONTWAIT) & ~MSG_WAITALL);
+  return quiet().recvmsg(c.fd, &header, (c.flags | MSG_DONTWAIT) & ~MSG_WAITALL);
 }
 
 bool unread_by_peer(Stream* s) {
@@ -117,21 +121,42 @@ bool unread_by_peer(Stream* s) {
   return producer.refresh() && producer.used() > 0 && !producer.frozen() && !outgoing(s).consumer.closed.load_acquire();
 }
 
-// The stream was taken back from the ring, and the peer died before it had given back what was unread.
-bool bytes_lost_on_the_way(Stream* s) {
+// The stream was frozen, and the peer ended before it had given back all that was unread: the rest is still in the ring. What
+// came over TCP since the switch is as much of it as was given back.
+Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
+  Stream* s = c.s;
+  iovec to[kPartsMax];
+  const int n = window(c.parts, c.count, skip, limit, to);
+  if (n == 0 || touches_guarded(to, n)) return failed(EFAULT);
   const Gate gate;
   const Direction& in = incoming(s);
-  if (static_cast<Path>(s->core->receive.path.load_relaxed()) != Path::kTcpAgain) return false;  // relaxed: receive lock
-  if (in.producer.returned.load_acquire() != 0) return false;  // SYNC: returned
+  ReceiveState& state = s->core->receive;
+  if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
+  if (in.producer.returned.load_acquire() != 0) return moved(0);                         // SYNC: returned
+  const std::uint64_t at = in.producer.switch_at.load_acquire();                         // SYNC: switch_at
+  std::uint64_t received = state.tcp_received.load_relaxed();
   RingConsumer consumer = consumer_of(s);
-  return consumer.refresh() && consumer.available() > 0;
+  if (at == 0 || received < at - 1 || !consumer.refresh()) return moved(0);
+  std::uint64_t offset = received - (at - 1);
+  std::size_t taken = 0;
+  for (int i = 0; i < n && offset < consumer.available(); ++i) {
+    const std::size_t got = consumer.peek(offset, to[i].iov_base, to[i].iov_len);
+    offset += got;
+    taken += got;
+    if (got < to[i].iov_len) break;
+  }
+  if (!(c.flags & MSG_PEEK)) state.tcp_received.store_relaxed(received + taken);
+  return moved(static_cast<ssize_t>(taken));
 }
 
 // The ring is empty and the kernel says the peer has finished. A process that died with our bytes unread in its ring would
 // have been a reset on TCP, whose queue the kernel knows.
-Step end_of_input(int fd, Stream* s) {
-  if (s->core == nullptr || s->forked.load_relaxed()) return moved(0);  // relaxed: set once
-  if (bytes_lost_on_the_way(s) && s->end_reported.exchange(1) == 0) return failed(ECONNRESET);
+Step end_of_input(const Call& c, std::size_t skip, std::size_t limit) {
+  Stream* s = c.s;
+  const int fd = c.fd;
+  if (s->core == nullptr) return moved(0);
+  const Step rest = rescue(c, skip, limit);
+  if (rest.n != 0 || s->forked.load_relaxed()) return rest;  // relaxed: set once
   // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
   if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);
   // Asked again once it is dead: it may have read the rest between the two looks, and then ended well.
@@ -183,7 +208,7 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   if (look.path == Path::kRing) {
     // Bytes in the kernel were sent behind everything in the ring, but perhaps since we looked at it: look first, take later.
     char byte = 0;
-    n = real().recv(c.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    n = quiet().recv(c.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     if (n > 0) {
       step = look_and_wake(c, skip, limit, &look);
       *follow = *follow || look.moved;
@@ -192,8 +217,10 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   }
   if (n > 0) n = kernel_receive(c, skip, limit);
   if (n > 0) {
-    *follow = count_and_follow(s, n, c.flags) || *follow;
-    return moved(n);
+    Step of_kernel = moved(n);
+    of_kernel.more = count_and_follow(s, n, c.flags);  // the ring has more for this call, perhaps
+    *follow = of_kernel.more || *follow;
+    return of_kernel;
   }
   const int error = n < 0 ? errno : 0;
   if (error == EAGAIN) {
@@ -210,20 +237,49 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
       return step;
     }
   }
-  return error == 0 ? end_of_input(c.fd, s) : failed(error);
+  return error == 0 ? end_of_input(c, skip, limit) : failed(error);
 }
 
 // recv(2) of zero bytes waits until there is something to receive (read(2) of zero does not; its hook asks the kernel).
-ssize_t receive_nothing(int fd, Stream* s, int flags) {
+ssize_t receive_nothing(const Call& c) {
   std::uint64_t deadline = 0;
   for (;;) {
     char byte = 0;
-    if (unread_bytes(fd, s) > 0 || real().recv(fd, &byte, 0, MSG_DONTWAIT) == 0) return 0;
+    if (unread_bytes(c.fd, c.s) > 0 || quiet().recv(c.fd, &byte, 0, MSG_DONTWAIT) == 0) return 0;
     if (errno != EAGAIN) return -1;
-    if (non_blocking(s, flags)) return finish_call(0, EAGAIN);
-    const int error = block(s, fd, EPOLLIN, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    if (non_blocking(c.s, c.flags)) return finish_call(0, EAGAIN);
+    const int error = block(c, EPOLLIN, 0, c.s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(0, error);
   }
+}
+
+// The stream went back to TCP in the middle of a call that waits for all: the kernel goes on.
+ssize_t receive_rest(const Call& c, std::size_t done) {
+  if (fd_table().stream(c.fd) != c.s || managed(state_of(c.s))) return static_cast<ssize_t>(done);
+  iovec to[kPartsMax];
+  msghdr header = {};
+  header.msg_iov = to;
+  header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, done, SIZE_MAX, to));
+  const ssize_t n = header.msg_iovlen == 0 ? 0 : real().recvmsg(c.fd, &header, c.flags);
+  if (n > 0) c.s->tcp_received.fetch_add(static_cast<std::uint64_t>(n));
+  if (n < 0) keep_for_next_call(c.s, errno);
+  return static_cast<ssize_t>(done) + (n > 0 ? n : 0);
+}
+
+// MSG_PEEK with MSG_WAITALL waits for all, which stay where they are: no event says that there are more, so it is by time. False:
+// what there is is the answer.
+bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t* deadline) {
+  constexpr std::uint64_t kPeekNapNs = 1000000;
+  if (!(c.flags & MSG_WAITALL) || got >= total || got >= c.s->capacity || non_blocking(c.s, c.flags)) return false;
+  if (c.s->sticky.load_relaxed() & kStickyRdhup) return false;  // relaxed: own or earlier news
+  const std::uint64_t timeout = c.s->receive_timeout_ns.load_relaxed();  // relaxed: an option
+  if (timeout != 0 && *deadline == 0) *deadline = now_ns() + timeout;
+  if (timeout != 0 && now_ns() >= *deadline) return false;
+  pollfd end = {c.fd, POLLRDHUP, 0};
+  const timespec nap = {0, kPeekNapNs};
+  const int n = real().ppoll(&end, 1, &nap, nullptr);
+  if (n > 0) note_kernel_events(c.s, static_cast<std::uint32_t>(static_cast<unsigned short>(end.revents)));
+  return n >= 0;
 }
 
 }  // namespace
@@ -232,8 +288,12 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
   if (flags & (MSG_OOB | MSG_ERRQUEUE)) return kNotOurs;
   std::size_t total = 0;
   if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
-  if (total == 0) return receive_nothing(fd, s, flags);
   const Call call = {fd, s, parts, count, flags};
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  if (total == 0) return receive_nothing(call);
+  // As sock_rcvlowat: a blocking call waits for so many.
+  const std::size_t mark = low_water(s);
+  const std::size_t target = mark < total ? mark : total;
   std::size_t done = 0;
   std::uint64_t deadline = 0;
   bool waited = false;
@@ -243,22 +303,26 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     {
       const TransferLock lock(fd, s, TransferLock::kReceive);
       if (lock.reentered()) return finish_call(done, EAGAIN);
+      if (!lock.held() && done > 0 && (flags & MSG_WAITALL)) return receive_rest(call, done);
       if (!lock.held()) return lost_stream(fd, s, done, waited);
       step = receive_step(call, done, total - done, &follow);
     }
     if (follow) path_moved(fd, s);
+    if (step.n > 0 && (flags & MSG_PEEK)) {
+      if (!peek_again(call, static_cast<std::size_t>(step.n), total, &deadline)) return step.n;
+      continue;
+    }
     if (step.n > 0) {
       done += static_cast<std::size_t>(step.n);
-      if (done == total || step.fault || (flags & MSG_PEEK) || !((flags & MSG_WAITALL) || step.more)) {
-        return static_cast<ssize_t>(done);
-      }
+      const bool enough = done >= target || non_blocking(s, flags);
+      if (done == total || step.fault || !((flags & MSG_WAITALL) || step.more || !enough)) return static_cast<ssize_t>(done);
       continue;
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
-    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(done, step.error);
-    if (done > 0 && !(flags & MSG_WAITALL)) return static_cast<ssize_t>(done);
+    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
+    if (done > 0 && !(flags & MSG_WAITALL) && done >= target) return static_cast<ssize_t>(done);
     waited = true;
-    const int error = block(s, fd, EPOLLIN, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    const int error = block(call, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
   }
 }

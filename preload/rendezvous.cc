@@ -11,6 +11,7 @@
 #include "preload/eligibility.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
+#include "preload/holders.h"
 #include "preload/identity.h"
 #include "preload/log.h"
 #include "preload/messages.h"
@@ -27,7 +28,7 @@ enum Step : std::uint8_t { kMeet, kHello, kOffer, kAwaitAccept, kListen, kAccept
 constexpr std::uint32_t kTriesMax = 7;          // 2, 4, 8, 16, 16 … operations apart, and over at least kTriesNs
 constexpr std::uint32_t kDistanceMax = 16;      // … to meet
 constexpr std::uint32_t kDistanceMet = 2;       // … once the peer is known to be there
-constexpr std::uint64_t kTriesNs = 50000000;
+constexpr std::uint64_t kTriesNs = 200000000;
 constexpr std::uint32_t kPostponeMax = 64;      // upgrades that wait for a new pair before another pair is made
 constexpr std::uint32_t kAwaitTriesMax = 16;
 constexpr std::uint32_t kReturnsMax = 8;      // a stream that keeps coming back is not worth another ring
@@ -72,13 +73,14 @@ void retry_or_give_up(Stream* s, Reason reason) {
 
 Reason reason_of(int error) {
   if (error == EMFILE || error == ENFILE) return Reason::kNoDescriptors;
+  if (error == EPIPE || error == ECONNRESET || error == ENOTCONN) return Reason::kShortLived;  // the peer has closed
   if (error == ENOMEM || error == ENOSPC || error == EFBIG) return Reason::kNoMemory;
   return Reason::kSystem;
 }
 
 ProcessId random_id() {
   ProcessId id;
-  if (::getrandom(&id, sizeof id, GRND_NONBLOCK) != sizeof id) {
+  if (quiet().getrandom(&id, sizeof id, GRND_NONBLOCK) != sizeof id) {
     // No entropy yet at boot: unique is enough between processes that prove their identity by other means.
     id.word[1] = process().pid.load_relaxed();  // relaxed: changes by fork only
     id.word[0] = now_ns();
@@ -179,6 +181,8 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   s->answered.store_relaxed(0);                               // relaxed: both locks are held
   s->revoke_noted.store_relaxed(0);
   s->bells_lost.store_relaxed(0);
+  s->stalled.store_relaxed(0);
+  s->full_since_ns.store_relaxed(0);
   s->ring_tx_base = s->ring_rx_base = 0;
   const Gate gate;
   s->core->send.tcp_sent.store_relaxed(s->tcp_sent.load_relaxed());
@@ -195,6 +199,9 @@ void detach_channel(Stream* s) {
 void read_options(int fd, Stream* s) {
   const int flags = real().fcntl(fd, F_GETFL);
   s->nonblocking.store_relaxed(flags >= 0 && (flags & O_NONBLOCK) != 0);
+  int mark = 0;
+  socklen_t mark_size = sizeof mark;
+  if (real().getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &mark, &mark_size) == 0) s->low_water.store_relaxed(static_cast<std::uint32_t>(mark));
   const struct {
     int name;
     Atomic<std::uint64_t>* to;
@@ -218,7 +225,7 @@ void connector_meet(Stream* s, const Addresses& addresses) {
     give_up(s, reason_of(errno));
     return;
   }
-  if (real().connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) {
+  if (quiet().connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) {
     const int error = errno;
     drop_socket(s);
     if (error == ECONNREFUSED || error == EAGAIN) {
@@ -245,7 +252,7 @@ void connector_hello(Stream* s) {
     if (errno == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
-      give_up(s, Reason::kPeerProtocol);
+      give_up(s, errno == EPROTO ? Reason::kPeerProtocol : Reason::kShortLived);
     }
     return;
   }
@@ -281,7 +288,7 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   if (pair == nullptr) {
     *reason = at == nullptr ? reason_of(errno) : Reason::kLimit;
     if (at != nullptr) process().guard.unmap(sys, at);
-    real().close(*board_fd);
+    quiet().close(*board_fd);
     *board_fd = -1;
     return nullptr;
   }
@@ -309,7 +316,7 @@ bool make_channel(Stream* s, Pair* pair, int* channel_fd, Reason* reason) {
   if (slot < 0) {
     *reason = at == nullptr ? reason_of(errno) : Reason::kLimit;
     if (at != nullptr) process().guard.unmap(sys, at);
-    real().close(*channel_fd);
+    quiet().close(*channel_fd);
     return false;
   }
   ++pair->streams;
@@ -381,7 +388,7 @@ void connector_offer(int fd, Stream* s) {
     }
   }
   if (!made) {
-    if (board_fd >= 0) real().close(board_fd);
+    if (board_fd >= 0) quiet().close(board_fd);
     if (later) {
       settle(s, State::kCandidate);
     } else {
@@ -393,8 +400,8 @@ void connector_offer(int fd, Stream* s) {
   const bool managed_all = manage_members(s);
   const bool sent = managed_all && send_offer(s, channel_fd, board_fd);
   const int error = errno;
-  real().close(channel_fd);
-  if (board_fd >= 0) real().close(board_fd);
+  quiet().close(channel_fd);
+  if (board_fd >= 0) quiet().close(board_fd);
   if (!sent) {
     abandon_offer(s, board_fd >= 0, managed_all ? reason_of(error) : Reason::kLimit);
     return;
@@ -421,12 +428,12 @@ void connector_await(int fd, Stream* s) {
   }
   char byte = 0;
   const bool gone = s->rendezvous_fd < 0 ||
-                    real().recv(s->rendezvous_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+                    quiet().recv(s->rendezvous_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
   const std::uint64_t now = now_ns();
   if (s->tries++ == 0) s->first_try_ns = now;
   if (gone || (s->tries >= kAwaitTriesMax && now - s->first_try_ns > kAwaitNs)) {
     // It has declined, or has not answered for long.
-    withdraw_offer(s, gone ? Reason::kPeerProtocol : Reason::kPeerAbsent);
+    withdraw_offer(s, gone ? Reason::kShortLived : Reason::kPeerAbsent);
     return;
   }
   next_try_in(s, s->tries < kAwaitTriesMax ? s->tries : kAwaitTriesMax);
@@ -452,7 +459,7 @@ void acceptor_listen(Stream* s, const Addresses& addresses) {
 }
 
 void acceptor_accept(Stream* s, const Addresses& addresses) {
-  const int accepted = real().accept4(s->rendezvous_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  const int accepted = quiet().accept4(s->rendezvous_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
   if (accepted < 0) {
     const int error = errno;
     if (error == EAGAIN || error == ECONNABORTED) {
@@ -480,7 +487,7 @@ void acceptor_accept(Stream* s, const Addresses& addresses) {
   hello.version = kLayoutVersion;
   hello.process = own_id();
   if (!send_message(hidden, &hello, sizeof hello, nullptr, 0)) {
-    give_up(s, Reason::kPeerProtocol);
+    give_up(s, reason_of(errno));
     return;
   }
   s->rendezvous_step = kTake;
@@ -540,7 +547,6 @@ bool offer_is_sane(const OfferMessage& offer, int fds) {
 bool slot_is_free(Pair* pair, std::uint32_t slot) {
   auto* old = reinterpret_cast<Stream*>(pair->stream_of_slot[slot].load_acquire());
   if (old == nullptr) return true;
-  if (old->forked.load_relaxed()) return false;  // relaxed: a closing parent says nothing then
   old->pins.fetch_add(1);                        // SYNC: pins, before the look at the channel
   bool closed = true;
   if (old->pair == pair && old->slot == slot && managed(state_of(old)) && old->channel != nullptr) {
@@ -598,7 +604,8 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
   read_options(fd, s);
   const bool managed_all = manage_members(s);
   if (!managed_all || !say_accepted(s)) {
-    abandon_offer(s, offer.new_pair != 0, managed_all ? Reason::kPeerProtocol : Reason::kLimit);
+    // It has closed, or lost its patience.
+    abandon_offer(s, offer.new_pair != 0, managed_all ? Reason::kShortLived : Reason::kLimit);
     return;
   }
   if (offer.new_pair) {
@@ -626,12 +633,12 @@ void acceptor_take(int fd, Stream* s) {
   for (int& one : fds) one = -1;
   int count = 0;
   if (!receive_message(s->rendezvous_fd, &offer, sizeof offer, fds, &count)) {
-    const bool nothing_yet = errno == EAGAIN;
+    const int error = errno;
     settle(s, State::kCandidate);
-    if (nothing_yet) {
+    if (error == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
-      give_up(s, Reason::kPeerProtocol);
+      give_up(s, error == EPROTO ? Reason::kPeerProtocol : Reason::kShortLived);
     }
     return;
   }
@@ -664,6 +671,10 @@ void take_step(int fd, Stream* s) {
   const State state = state_of(s);
   if (state == State::kOffered) {
     connector_await(fd, s);
+    return;
+  }
+  if (held_by_others(s)) {
+    retry_or_give_up(s, Reason::kForked);
     return;
   }
   if (state != State::kCandidate && state != State::kSettling) return;
@@ -709,7 +720,7 @@ void withdraw_offer(Stream* s, Reason reason) {
 
 void back_to_tcp(Stream* s) {
   const bool again = !s->stay_plain.load_relaxed() && !s->forked.load_relaxed() &&  // relaxed: both locks are held
-                     s->owner_generation == process().generation.load_relaxed() && s->returns < kReturnsMax;
+                     ours(s) && s->returns < kReturnsMax;
   unmanage_members(s);
   if (again) {
     {

@@ -10,6 +10,7 @@
 #include "preload/give_back.h"
 #include "preload/log.h"
 #include "preload/pair.h"
+#include "preload/pollers.h"
 #include "preload/rendezvous.h"
 #include "preload/transfer_lock.h"
 #include "shm/raw_syscall.h"
@@ -22,10 +23,14 @@ namespace {
 constexpr std::uint64_t kReturnWaitNs = 100000000;
 constexpr long kReturnNapNs = 20000;
 
+// Whether something is to be given back. A peer that looks back without having frozen asks us to leave the ring. Send lock held.
 bool asked_for(Stream* s) {
   const Gate gate;
-  const bool frozen = (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;  // SYNC: frozen
-  return frozen && static_cast<Path>(s->core->send.path.load_relaxed()) != Path::kTcpAgain;  // relaxed: send lock
+  if (static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return false;  // relaxed: send lock
+  if (s->send_over_tcp.load_relaxed()) return false;  // relaxed: TCP takes nothing more of us; the rest is read from the ring
+  const bool told = incoming(s).producer.look_back.load_acquire() != 0;  // SYNC: look_back
+  if (told || s->stalled.load_relaxed()) freeze(&outgoing(s).consumer);   // relaxed: own word
+  return (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;                        // SYNC: frozen
 }
 
 // Both directions are TCP's again: the stream goes on as an ordinary connection, perhaps to be upgraded anew.
@@ -39,8 +44,10 @@ void leave_channel(int fd, Stream* s) {
       const auto out = static_cast<Path>(s->core->send.path.load_relaxed());  // relaxed: both locks
       const auto in = static_cast<Path>(s->core->receive.path.load_relaxed());
       if (out != Path::kTcpAgain || in != Path::kTcpAgain) return;
-      // Until the peer has given everything back, this mapping is what tells a lost byte from an end of file.
-      if (incoming(s).producer.returned.load_acquire() == 0) return;  // SYNC: returned
+      // Until the peer has given everything back, this mapping is where the rest is found when it dies (receive.cc, rescue).
+      RingConsumer consumer = consumer_of(s);
+      const bool unread = !consumer.refresh() || consumer.available() > 0;
+      if (unread && incoming(s).producer.returned.load_acquire() == 0) return;  // SYNC: returned
       incoming(s).consumer.closed.exchange(1);                        // SYNC: closed. The slot may be used again
     }
     back_to_tcp(s);
@@ -58,24 +65,46 @@ void freeze_outgoing(int fd, Stream* s) {
   give_back_all(fd, s);
 }
 
-// True: the peer has bytes to give back.
-bool freeze_incoming(int fd, Stream* s) {
-  const TransferLock lock(fd, s, TransferLock::kReceive);
-  if (!lock.held() || s->core == nullptr) return false;
+// Threads of ours that sleep on the stream: what they wait for comes from TCP now. Pinned or under a lock of the stream.
+void wake_own_sleepers(Stream* s) {
+  std::uint64_t ids = 0;
+  {
+    const Gate gate;
+    ids = s->channel->waiters[s->side].ids.load_acquire();
+  }
+  const std::uint64_t one = 1;
+  for (unsigned i = 0; i < kWaitersMax && ours(s); ++i) {
+    const std::uint32_t field = waiter_at(ids, i);
+    if (field == 0 || field > kPollers) continue;
+    const int bell = bell_of(field - 1);
+    if (bell >= 0 && quiet().write(bell, &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
+  }
+}
+
+// Has the peer look at what it sent. Receive lock held; `freeze_it`: nothing more is taken from the ring. True: bytes are unread.
+bool call_back(Stream* s, bool freeze_it) {
   Wakeups wakeups;
   bool unread = false;
   {
     const Gate gate;
-    freeze(&incoming(s).consumer);
+    if (freeze_it) freeze(&incoming(s).consumer);
     outgoing(s).producer.look_back.exchange(1);  // SYNC: look_back. Exchange: the fence before the look at the waiters
     bool lied = false;                           // a lie about offsets no longer matters
-    receive_path(&s->core->receive, incoming(s), &lied);
+    if (freeze_it) receive_path(&s->core->receive, incoming(s), &lied);
     RingConsumer consumer = consumer_of(s);
     unread = consumer.refresh() && consumer.available() > 0;
     wakeups.collect(s);
   }
   wakeups.ring();
   return unread;
+}
+
+// True: the peer has bytes to give back.
+bool freeze_incoming(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (!lock.held() || s->core == nullptr) return false;
+  wake_own_sleepers(s);
+  return call_back(s, true);
 }
 
 // The other end is in this very process: nobody else would give its bytes back while we wait.
@@ -114,6 +143,12 @@ bool settle_upgrade(Stream* s, Reason reason) {
 
 }  // namespace
 
+void wake_own_sleepers(int fd, Stream* s) {
+  if (!pin(fd, s)) return;
+  wake_own_sleepers(s);
+  unpin(s);
+}
+
 void note_revoked(Stream* s) {
   if (s->revoke_noted.exchange(1) == 0) process().counters.revoked.fetch_add(1);
 }
@@ -121,12 +156,25 @@ void note_revoked(Stream* s) {
 void revoke(int fd, Stream* s, Reason reason) {
   const ErrnoSaver keep;
   s->stay_plain.store_release(1);
+  if (reason == Reason::kPassed || reason == Reason::kExec) s->handed_on.store_release(1);
   make_plain(s, reason);
   if (!managed(state_of(s)) || locks_held_here() != 0) return;  // in a handler that interrupted us: nothing can be done
   if (!settle_upgrade(s, reason)) return;
   count_plain(reason);
   freeze_outgoing(fd, s);
   if (freeze_incoming(fd, s)) wait_until_returned(fd, s);
+  path_moved(fd, s);
+}
+
+void leave_softly(int fd, Stream* s) {
+  if (s->stay_plain.exchange(1) != 0 || locks_held_here() != 0) return;
+  const ErrnoSaver keep;
+  count_plain(Reason::kForked);
+  freeze_outgoing(fd, s);
+  {
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (lock.held() && s->core != nullptr) call_back(s, false);
+  }
   path_moved(fd, s);
 }
 
@@ -149,12 +197,12 @@ void answer_freeze(int fd, Stream* s) {
   {
     const TransferLock lock(fd, s, TransferLock::kSend);
     if (!lock.held() || s->core == nullptr) return;
-    if (!asked_for(s)) {
-      // Said without being so: not to be looked at again. A freeze that comes is seen by the next send.
-      s->answered.store_relaxed(1);  // relaxed: a hint
-      return;
-    }
-    if (give_back(fd, s)) s->answered.store_relaxed(1);
+    if (!asked_for(s) || give_back(fd, s)) s->answered.store_relaxed(1);  // relaxed: a hint
+  }
+  if (s->stalled.exchange(0) != 0) {
+    count_plain(Reason::kStalled);
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (lock.held() && s->core != nullptr) call_back(s, false);  // the other direction comes back, too, so that both may begin anew
   }
   leave_channel(fd, s);
 }

@@ -9,6 +9,9 @@ namespace mpklink {
 // For whatever needs the real socket from here on: freezes both rings, gives our unread bytes back to TCP, has the peer give
 // back its own, and waits a bounded time for that. On a stream that is not upgraded: it stays on TCP. No lock held.
 void revoke(int fd, Stream* s, Reason reason);
+// For a process that has only inherited the stream (fork): it goes back to TCP at the peer's leisure, and what is in its ring is
+// read there meanwhile. Cheap when it was asked already. No lock held.
+void leave_softly(int fd, Stream* s);
 // Every stream with a descriptor that an exec would hand on (not close-on-exec).
 void revoke_inheritable(Reason reason);
 void revoke_all(Reason reason);
@@ -21,6 +24,9 @@ void answer_all_freezes();
 
 // A look found that a direction changed its path, or that the peer asks for an answer. No lock held.
 void path_moved(int fd, Stream* s);
+
+// Threads of ours that sleep on the stream look again. No lock held.
+void wake_own_sleepers(int fd, Stream* s);
 
 // Counts, once an upgrade, that a direction of the stream was frozen.
 void note_revoked(Stream* s);

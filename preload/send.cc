@@ -2,9 +2,11 @@
 // The sending direction of a managed stream.
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <sys/epoll.h>
 
+#include "preload/fd_table.h"
 #include "preload/give_back.h"
 #include "preload/log.h"
 #include "preload/pair.h"
@@ -34,6 +36,7 @@ struct Route {
   std::size_t limit = SIZE_MAX;
   std::size_t taken = 0;
   bool full = false;
+  bool stalled = false;        // full for long: the stream goes back to TCP
   bool fault = false;
   bool lied = false;
   bool frozen = false;         // the ring's unread bytes have to go back first
@@ -44,7 +47,7 @@ bool leave_ring(Stream* s) {
   // Somebody sleeps whom we cannot wake (no descriptor left for his bell), or we are the child of a fork, which cannot be
   // handed bells: what follows goes over TCP, whose bytes wake by themselves.
   return s->bells_lost.load_relaxed() ||  // relaxed: under the send lock
-         s->owner_generation != process().generation.load_relaxed();  // relaxed: changes by fork only
+         !ours(s);
 }
 
 // Decides the path of the next bytes. Gate open, send lock held. True: the ring takes them.
@@ -85,6 +88,7 @@ Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups
   if (route.lied) return route;
   if (producer.space() == 0 && !producer.wish_space(&route.lied)) {
     route.full = true;
+    route.stalled = !route.lied && note_full(s, producer.head());
     return route;
   }
   for (int i = 0; i < n && producer.space() > 0 && !route.fault; ++i) {
@@ -111,14 +115,6 @@ void count_tcp_sent(Stream* s, ssize_t n) {
   tcp_sent(&s->core->send, static_cast<std::uint64_t>(n));
 }
 
-// After the peer's FIN nothing in the kernel tells us that its process has died: look, first and now and then.
-void look_for_orphan(int fd, Stream* s, bool full) {
-  if (!(s->sticky.load_relaxed() & kStickyRdhup) || s->send_over_tcp.load_relaxed()) return;  // relaxed: own or earlier
-  const std::uint32_t sends = s->sends_after_fin.fetch_add(1);
-  if (!full && sends % kSendsBetweenOrphanLooks != 0) return;
-  if (s->core != nullptr && peer_is_dead(fd, s)) s->send_over_tcp.store_relaxed(1);
-}
-
 Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
   iovec from[kPartsMax];
   msghdr header = {};
@@ -129,7 +125,7 @@ Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
   if (limit != SIZE_MAX) flags &= ~MSG_MORE;  // these bytes are the peer's wake-up: they must not wait for more
   // Bytes have gone already: the call succeeds with those, so no SIGPIPE now.
   if (skip > 0) flags |= MSG_NOSIGNAL;
-  const ssize_t n = real().sendmsg(c.fd, &header, flags);
+  const ssize_t n = quiet().sendmsg(c.fd, &header, flags);
   if (n < 0) return failed(errno);
   count_tcp_sent(c.s, n);
   return moved(n);
@@ -151,6 +147,9 @@ Route put_and_wake(const Call& c, const iovec* from, int parts, std::size_t want
 Step send_step(const Call& c, std::size_t skip, std::size_t want) {
   Stream* s = c.s;
   if (s->poisoned.load_acquire()) return failed(ECONNRESET);
+  if (s->pending_error.load_relaxed() != 0) {  // relaxed: the exchange decides
+    if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
+  }
   const ErrnoSaver keep;
   look_for_orphan(c.fd, s, false);
   iovec from[kPartsMax];
@@ -171,9 +170,28 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
   if (behind) return failed(EAGAIN);
   if (route.full) {
     look_for_orphan(c.fd, s, true);
-    return failed(EAGAIN);
+    Step full = failed(EAGAIN);
+    full.leave = route.stalled;
+    return full;
   }
   return kernel_send(c, skip, route.limit);
+}
+
+// The stream went back to TCP in the middle of a blocking call, which never sends less than all: the kernel goes on.
+ssize_t send_rest(const Call& c, std::size_t done) {
+  for (;;) {
+    if (fd_table().stream(c.fd) != c.s || managed(state_of(c.s))) return static_cast<ssize_t>(done);
+    iovec from[kPartsMax];
+    msghdr header = {};
+    header.msg_iov = from;
+    header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, done, SIZE_MAX, from));
+    if (header.msg_iovlen == 0) return static_cast<ssize_t>(done);
+    const ssize_t n = real().sendmsg(c.fd, &header, c.flags | MSG_NOSIGNAL);
+    if (n < 0) keep_for_next_call(c.s, errno);
+    if (n <= 0) return static_cast<ssize_t>(done);
+    c.s->tcp_sent.fetch_add(static_cast<std::uint64_t>(n));
+    done += static_cast<std::size_t>(n);
+  }
 }
 
 // MSG_OOB: the mark is TCP's. The ring is left (or never begun), and the byte goes behind everything sent before.
@@ -199,12 +217,20 @@ ssize_t send_urgent(const Call& c) {
 
 }  // namespace
 
+void look_for_orphan(int fd, Stream* s, bool now) {
+  if (!(s->sticky.load_relaxed() & kStickyRdhup) || s->send_over_tcp.load_relaxed()) return;  // relaxed: own or earlier
+  const std::uint32_t sends = s->sends_after_fin.fetch_add(1);
+  if (!now && sends % kSendsBetweenOrphanLooks != 0) return;
+  if (s->core != nullptr && peer_is_dead(fd, s)) s->send_over_tcp.store_relaxed(1);
+}
+
 ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
   if (flags & MSG_OOB) return send_urgent({fd, s, parts, count, flags});
   flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
   std::size_t total = 0;
   if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
-  if (total == 0) return 0;
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  if (total == 0) return quiet().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
   const Call call = {fd, s, parts, count, flags};
   std::size_t done = 0;
   std::uint64_t deadline = 0;
@@ -214,6 +240,7 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
     {
       const TransferLock lock(fd, s, TransferLock::kSend);
       if (lock.reentered()) return finish_call(done, EAGAIN);
+      if (!lock.held() && done > 0 && !non_blocking(s, flags)) return send_rest(call, done);
       if (!lock.held()) return lost_stream(fd, s, done, waited);
       step = send_step(call, done, total - done);
     }
@@ -222,9 +249,13 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
       if (done == total || step.fault) return static_cast<ssize_t>(done);
       continue;
     }
-    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(done, step.error);
+    if (step.leave) {
+      answer_freeze(fd, s);
+      continue;
+    }
+    if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     waited = true;
-    const int error = block(s, fd, EPOLLOUT, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    const int error = block(call, EPOLLOUT, done, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
   }
 }

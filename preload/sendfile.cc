@@ -2,6 +2,7 @@
 #include "preload/sendfile.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/syscall.h>
 
 #include "preload/fd_table.h"
@@ -35,7 +36,8 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     return -1;
   }
   if (at < 0) {
-    if (errno == ESPIPE || offset != nullptr) errno = EINVAL;
+    const int mode = real().fcntl(in_fd, F_GETFL);
+    errno = mode < 0 || (mode & O_ACCMODE) == O_WRONLY ? EBADF : EINVAL;
     return -1;
   }
   if (count > kCountMax) count = kCountMax;
@@ -49,7 +51,7 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     if (got == 0) break;
     if (got < 0) {
       error = static_cast<int>(-got);
-      if (error == ESPIPE) error = EINVAL;
+      if ((error == ESPIPE && offset == nullptr) || error == EISDIR) error = EINVAL;
       break;
     }
     const iovec part = {buffer, static_cast<std::size_t>(got)};
@@ -60,6 +62,7 @@ ssize_t send_file(int fd, Stream* s, int in_fd, off64_t* offset, std::size_t cou
     }
     if (sent < 0) {
       error = errno;
+      if (done > 0) keep_for_next_call(s, error);
       break;
     }
     done += static_cast<std::size_t>(sent);

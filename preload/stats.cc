@@ -80,25 +80,42 @@ void add_all(Json* json) {
 
 }  // namespace
 
+namespace {
+
+Atomic<std::uint32_t> g_written_by;  // a pid: the child of a fork writes its own line
+
+}  // namespace
+
+void write_stats_before_exec() {
+  // Children that only become another program have nothing to tell.
+  if (process().generation.load_relaxed() == 0) write_stats();  // relaxed: changes by fork only
+}
+
+void exec_failed() {
+  if (process().generation.load_relaxed() != 0 || in_foreign_child()) return;  // relaxed: changes by fork only
+  const ErrnoSaver keep;
+  g_written_by.store_relaxed(0);  // relaxed: an exec is one thread's business
+  reset_counters();
+}
+
 void write_stats() {
-  static Atomic<std::uint32_t> written_by;  // a pid: the child of a fork writes its own line
   Process& p = process();
   if (p.settings.stats_path[0] == '\0') return;
   const std::uint32_t pid = p.pid.load_relaxed();  // relaxed: changes by fork only
-  if (in_foreign_child() || written_by.exchange(pid) == pid) return;
+  if (in_foreign_child() || g_written_by.exchange(pid) == pid) return;
   const ErrnoSaver keep;
   account_all_streams();
   Json json;
   add_all(&json);
   rlimit limit = {};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return;  // writing might raise SIGXFSZ
-  const int fd = real().open(p.settings.stats_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+  const int fd = quiet().open(p.settings.stats_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) {
     log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics to {}: {}"), static_cast<const char*>(p.settings.stats_path), errno);
     return;
   }
-  if (real().write(fd, json.text(), json.size()) < 0) log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics: {}"), errno);
-  real().close(fd);
+  if (quiet().write(fd, json.text(), json.size()) < 0) log(LogLevel::kWarn, FMT_COMPILE("cannot write statistics: {}"), errno);
+  quiet().close(fd);
 }
 
 }  // namespace mpklink

@@ -10,6 +10,7 @@
 #include "preload/fault.h"
 #include "preload/fd_table.h"
 #include "preload/give_back.h"
+#include "preload/holders.h"
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
@@ -57,24 +58,32 @@ void reset_stream(Stream* s) {
   s->connector = false;
   s->tries = 0;
   s->returns = 0;
+  s->holders = nullptr;
+  s->owner_generation = process().generation.load_relaxed();  // relaxed: changes by fork only
   s->rendezvous_fd = -1;
   s->rendezvous_step = 0;
   s->peer_uid = 0;
   s->rearming = nullptr;
   s->members = nullptr;
   s->ring_tx_base = s->ring_rx_base = 0;
+  s->tcp_tx_base = s->tcp_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
-      &s->stay_plain, &s->answered, &s->revoke_noted, &s->last_fd,
+      &s->low_water, &s->stay_plain, &s->handed_on, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds};
   for (auto* word : words) word->store_relaxed(0);
-  Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns};
+  Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns,
+                                         &s->full_head, &s->full_since_ns};
   for (auto* word : wide) word->store_relaxed(0);
 }
 
 void account_tcp_bytes(Stream* s) {
-  process().counters.tcp_tx.fetch_add(s->tcp_sent.exchange(0));
-  process().counters.tcp_rx.fetch_add(s->tcp_received.exchange(0));
+  const std::uint64_t sent = s->tcp_sent.load_relaxed();  // relaxed: a statistic
+  const std::uint64_t received = s->tcp_received.load_relaxed();
+  process().counters.tcp_tx.fetch_add(sent - s->tcp_tx_base);
+  process().counters.tcp_rx.fetch_add(received - s->tcp_rx_base);
+  s->tcp_tx_base = sent;
+  s->tcp_rx_base = received;
 }
 
 void free_stream(Stream* s) {
@@ -93,8 +102,8 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
     const Gate gate;
     RingConsumer consumer = consumer_of(s);
     Direction& in = incoming(s);
-    // Of a frozen ring the kernel has, and counts, what was unread.
-    const bool in_kernel = consumer.frozen() && in.producer.returned.load_acquire() != 0;  // SYNC: returned
+    // Of a frozen ring the kernel has what was unread, and counts it, or gets it for whoever else has the socket.
+    const bool in_kernel = consumer.frozen() && (in.producer.returned.load_acquire() != 0 || s->handed_on.load_relaxed());  // SYNC: returned
     *unread = !in_kernel && (!consumer.refresh() || consumer.available() > 0);
     in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
@@ -140,6 +149,7 @@ void end_stream(int fd, Stream* s) {
   s->state.exchange(static_cast<std::uint32_t>(State::kPlain));
   close_hidden(s->rendezvous_fd);
   s->rendezvous_fd = -1;
+  drop_holder(s);
   s->step_lock.unlock();
   release_stream(s, kFreeStream);
 }
@@ -171,6 +181,8 @@ void finish(Stream* s) {
 __thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
 
 }  // namespace
+
+bool ours(const Stream* s) { return s->owner_generation == process().generation.load_relaxed(); }  // relaxed: changes by fork only
 
 State state_of(const Stream* s) { return static_cast<State>(s->state.load_acquire()); }
 
@@ -226,6 +238,25 @@ void make_plain(Stream* stream, Reason reason) {
   // A socket not connected yet: what it will carry stays on TCP all the same.
   expected = static_cast<std::uint32_t>(State::kFresh);
   if (stream->state.compare_exchange(expected, plain)) count_plain(reason);
+}
+
+bool note_full(Stream* s, std::uint64_t head) {
+  constexpr std::uint64_t kStallNs = 200000000;
+  const std::uint64_t now = now_ns();
+  if (s->full_since_ns.load_relaxed() == 0 || s->full_head.load_relaxed() != head) {  // relaxed: hints about time
+    s->full_head.store_relaxed(head);
+    s->full_since_ns.store_relaxed(now);
+    return false;
+  }
+  if (now - s->full_since_ns.load_relaxed() < kStallNs) return false;
+  s->stalled.store_relaxed(1);
+  return true;
+}
+
+std::uint64_t low_water(const Stream* s) {
+  const std::uint64_t asked = s->low_water.load_relaxed();  // relaxed: an option
+  const std::uint64_t most = s->capacity / 2;               // the producer is told of space at half a ring
+  return asked <= 1 ? 1 : asked < most ? asked : most;
 }
 
 RingProducer producer_of(Stream* s) {
@@ -345,7 +376,8 @@ void streams_before_fork() {
       s->forked.store_release(1);  // connect() will leave it on TCP
       return;
     }
-    make_plain(s, Reason::kForked);
+    // An epoll instance is shared by parent and child, registrations and all: with one in it, nobody may change it.
+    if (state_of(s) != State::kCandidate || s->members != nullptr || !add_holder(s)) make_plain(s, Reason::kForked);
     if (!managed(state_of(s)) || s->send_lock.held_by_this_thread() || s->receive_lock.held_by_this_thread()) return;
     // Both locks, so that no operation is half-way when the other process may start its own.
     s->send_lock.lock();
@@ -356,9 +388,10 @@ void streams_before_fork() {
   });
 }
 
+void streams_at_exit() { for_each_stream(drop_holder); }
 
-void streams_forked_child() {
-  for_each_stream([](Stream* s) {
+void streams_forked_child(bool prepared) {
+  for_each_stream([prepared](Stream* s) {
     s->send_lock.reset();
     s->receive_lock.reset();
     s->members_lock.reset();
@@ -368,9 +401,18 @@ void streams_forked_child() {
     s->deferred.store_relaxed(0);
     close_hidden(s->rendezvous_fd);
     s->rendezvous_fd = -1;
-    make_plain(s, Reason::kForked);
+    s->rendezvous_step = 0;
+    s->tries = 0;
+    s->next_try.store_relaxed(0);                 // relaxed: one thread here
+    if (!prepared) s->holders = nullptr;          // the parent counted nobody
+    s->tcp_tx_base = s->tcp_sent.load_relaxed();  // relaxed: one thread here
+    s->tcp_rx_base = s->tcp_received.load_relaxed();
+    if (s->holders == nullptr) make_plain(s, Reason::kForked);
     if (s->after_pins.load_relaxed() != 0) finish(s);  // relaxed: one thread here
-    if (s->channel == nullptr) return;
+    if (s->channel == nullptr || !managed(state_of(s))) {
+      s->owner_generation = process().generation.load_relaxed();  // relaxed: one thread here
+      return;
+    }
     s->forked.store_relaxed(1);  // by _Fork or clone no handler ran in the parent
     const Gate gate;
     s->ring_tx_base = s->core->producer.tail.load_relaxed();  // relaxed: a statistic

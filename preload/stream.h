@@ -62,6 +62,7 @@ struct Stream {
 
   Atomic<std::uint32_t> forked;        // another process has it too
   Atomic<std::uint32_t> nonblocking;   // O_NONBLOCK, followed through fcntl and ioctl
+  Atomic<std::uint32_t> low_water;     // SO_RCVLOWAT; 0 is 1
   Atomic<std::uint64_t> receive_timeout_ns, send_timeout_ns;  // SO_RCVTIMEO, SO_SNDTIMEO; 0 = none
   Atomic<std::uint32_t> sticky;        // Sticky
   Atomic<std::uint32_t> pending_error;  // errno to report once
@@ -69,6 +70,9 @@ struct Stream {
   Atomic<std::uint32_t> bells_lost;     // a poller of the peer cannot be rung: the ring has to end
   Atomic<std::uint32_t> poisoned;       // the peer lied in shared memory: every operation is ECONNRESET
   Atomic<std::uint32_t> stay_plain;     // once off the ring, for ever
+  Atomic<std::uint64_t> full_head, full_since_ns;  // the ring was found full with its head there, since then
+  Atomic<std::uint32_t> stalled;        // … for so long that the stream goes back to TCP, whose buffers hold more
+  Atomic<std::uint32_t> handed_on;      // another process may have it, one that we do not know
   Atomic<std::uint32_t> answered;       // what the peer's look_back asked for was done
   Atomic<std::uint32_t> revoke_noted;   // counted
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
@@ -82,6 +86,7 @@ struct Stream {
   Atomic<std::uint32_t> operations;    // that moved bytes
   Atomic<std::uint32_t> kernel_calls;  // threads inside (or about to enter) a kernel call on it that may block
   Atomic<std::uint64_t> tcp_sent, tcp_received;
+  Atomic<std::uint32_t>* holders;      // processes that have it (preload/holders.h); null: only this one ever had
   SpinLock step_lock;                  // one thread takes its upgrade step; whoever finds it taken passes on
   Atomic<std::uint32_t> next_try;      // operation number of the next upgrade step
   std::uint32_t tries;
@@ -101,9 +106,13 @@ struct Stream {
   Atomic<std::uint32_t> last_fd;       // the one entered last; perhaps not its any more
   SpinLock members_lock;
   Hint<EpollMember*> members;          // its registrations in epoll sets; under members_lock
+  std::uint64_t tcp_tx_base, tcp_rx_base;    // what TCP had carried when this process came to it, or counted last
   std::uint64_t ring_tx_base, ring_rx_base;  // what the ring had carried when this process came to it (fork)
   Stream* next_free;
 };
+
+// Whether this process upgraded it. A forked child that uses what it inherited keeps off the board, whose words are its parent's.
+bool ours(const Stream* s);
 
 Stream* make_stream(State state);  // null: limit reached or no memory
 void enter_stream(int fd, Stream* stream);  // names it by fd; drops it when the table is full
@@ -117,6 +126,11 @@ void count_plain(Reason reason);
 // The descriptor is gone (closed, overwritten, or found to be something else). The last one ends the stream.
 void forget_fd(int fd);
 
+// The ring is full and its consumer is at `head`. True: it has not moved for long. A program may rely on TCP's buffers, which hold
+// megabytes: one that writes all before it, or its peer, reads would wait for ever on a ring.
+bool note_full(Stream* s, std::uint64_t head);
+// How many bytes make the ring readable: SO_RCVLOWAT, but never more than fit.
+std::uint64_t low_water(const Stream* s);
 RingProducer producer_of(Stream* s);
 RingConsumer consumer_of(Stream* s);
 inline Direction& outgoing(Stream* s) { return s->channel->direction[s->side]; }
@@ -164,6 +178,8 @@ void for_each_stream(Visit visit) {
 SpinLock& slab_lock();
 void account_all_streams();  // at exit
 void streams_before_fork();
-void streams_forked_child();
+// `prepared`: streams_before_fork ran in the parent (it does not for _Fork and clone).
+void streams_forked_child(bool prepared);
+void streams_at_exit();  // this process holds none of them any longer
 
 }  // namespace mpklink

@@ -34,6 +34,7 @@ bool restart_after_signal() {
   return any;
 }
 
+constexpr std::uintptr_t kAddressMax = (std::uintptr_t{1} << 47) - kPage;  // TASK_SIZE_MAX
 constexpr std::size_t kCountMax = 0x7ffff000;  // MAX_RW_COUNT: what one call moves at most (include/linux/fs.h)
 
 // The program's array may be bad memory too, or change under us: each entry is read once where it is used.
@@ -81,13 +82,14 @@ bool non_blocking(const Stream* s, int flags) {
   return (flags & MSG_DONTWAIT) || s->nonblocking.load_relaxed();  // relaxed: set by fcntl earlier in this thread's eyes
 }
 
-int block(Stream* s, int fd, std::uint32_t event, std::uint64_t timeout_ns, std::uint64_t* deadline) {
+int block(const Call& c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline) {
   if (timeout_ns != 0 && *deadline == 0) *deadline = now_ns() + timeout_ns;
-  switch (wait_stream(s, fd, event, *deadline)) {
+  switch (wait_stream(c.s, c.fd, event, *deadline)) {
     case Waited::kReady: return 0;
     case Waited::kTimeout: return EAGAIN;
     case Waited::kInterrupted: break;
   }
+  if (done > 0) return EINTR;  // the bytes are the call's result, whatever the handler's flags
   if (timeout_ns == 0 && restart_after_signal()) return 0;  // with a timeout set it is EINTR always (signal(7))
   return EINTR;
 }
@@ -96,6 +98,16 @@ ssize_t finish_call(std::size_t done, int error) {
   if (done > 0) return static_cast<ssize_t>(done);
   errno = error;
   return -1;
+}
+
+ssize_t finish_call(Stream* s, std::size_t done, int error) {
+  if (done > 0) keep_for_next_call(s, error);
+  return finish_call(done, error);
+}
+
+void keep_for_next_call(Stream* s, int error) {
+  const bool told = error != EAGAIN && error != EINTR && error != EFAULT && error != EPIPE && error != EBADF && error != EINVAL;
+  if (told) s->pending_error.store_release(static_cast<std::uint32_t>(error));
 }
 
 ssize_t lost_stream(int fd, const Stream* s, std::size_t done, bool waited) {
@@ -113,6 +125,8 @@ int check_parts(const iovec* parts, int count, std::size_t* total) {
     iovec part;
     if (!read_part(&parts[i], &part)) return EFAULT;
     if (part.iov_len > static_cast<std::size_t>(SSIZE_MAX)) return EINVAL;
+    const auto at = reinterpret_cast<std::uintptr_t>(part.iov_base);
+    if (part.iov_len > kAddressMax || at > kAddressMax - part.iov_len) return EFAULT;  // access_ok
     if (range.touches(part.iov_base, part.iov_len)) return EFAULT;
     *total = part.iov_len < kCountMax - *total ? *total + part.iov_len : kCountMax;
   }

@@ -12,6 +12,7 @@ struct Step {
   ssize_t n = -1;
   int error = 0;
   bool more = false;   // the parts looked at are full: there may be more for the others
+  bool leave = false;  // the ring is to be left before the next attempt
   bool fault = false;  // the program's memory ended here: bytes so far are the call's result
 };
 
@@ -40,11 +41,12 @@ void poison(int fd, Stream* s);
 bool peer_is_dead(int fd, const Stream* s);
 
 bool non_blocking(const Stream* s, int flags);
-// Waits as a blocking call does. 0: try again; otherwise the errno to return.
-int block(Stream* s, int fd, std::uint32_t event, std::uint64_t timeout_ns, std::uint64_t* deadline);
+// Waits as a blocking call does that has moved `done` bytes. 0: try again; otherwise the errno to return.
+int block(const Call& c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline);
 
-// The call's result: bytes that were moved, or the error.
+// The call's result: bytes that were moved, or the error. An error that the kernel has told behind some bytes is the next call's.
 ssize_t finish_call(std::size_t done, int error);
+ssize_t finish_call(Stream* s, std::size_t done, int error);
 // The descriptor no longer names the managed stream. One that went back to TCP is the kernel's business; one that was closed
 // while this thread slept on it must not be used again: its number may be another file's by now.
 ssize_t lost_stream(int fd, const Stream* s, std::size_t done, bool waited);

@@ -57,8 +57,7 @@ class ThreadPoller {
   // Pinned stream. Arms first, so that whoever publishes after the caller's look rings. Gate closed.
   void listen(Stream* s) {
     Pair* pair = s->pair;
-    const bool own = s->owner_generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-    if (bell_ < 0 || !own || !send_bell(pair, id_, bell_, &fresh_)) {
+    if (bell_ < 0 || !ours(s) || !send_bell(pair, id_, bell_, &fresh_)) {
       slow_ = true;
       return;
     }
@@ -67,7 +66,7 @@ class ThreadPoller {
     arm(&pair->board->side[pair->side].armed[id_]);
   }
   void stop(Stream* s) {
-    if (bell_ < 0) return;
+    if (bell_ < 0 || !ours(s)) return;
     const Gate gate;
     remove_waiter(&s->channel->waiters[s->side].ids, id_);
     disarm(&s->pair->board->side[s->pair->side].armed[id_]);
@@ -114,21 +113,25 @@ bool ready_now(Stream* s, int fd, std::uint32_t event) {
   return r.ask_kernel != 0 && (kernel_readiness(s, fd, r.ask_kernel) & (event | EPOLLERR | EPOLLHUP)) != 0;
 }
 
+// A hint. Of a frozen ring nothing is taken, whatever it holds. Gate open.
+bool bytes_in_ring(Stream* s) {
+  const std::uint64_t word = incoming(s).consumer.head.load_relaxed();            // relaxed: our own word, and a hint
+  return word != incoming(s).producer.tail.load_relaxed() && !(word & kFrozenBit);  // relaxed: a hint
+}
+
 // Spins on the ring. True: the stream is ready.
 bool spin_on(Stream* s, std::uint32_t event) {
   const std::uint32_t budget = spin_budget_ns(process().settings.spin_us, s->gap_ns.load_relaxed());  // relaxed: a mean
   {
     const Gate gate;
     publish_cpu(s->pair, s->side);
-    if (budget == 0 || !may_spin(s->pair, s->side)) return false;
+    if (budget == 0 || !may_spin(s->pair, s->side) || low_water(s) > 1) return false;
   }
   const std::uint64_t start = now_ns();
   do {
     const Gate gate;
     for (int i = 0; i < 32; ++i) {
-      const bool ready = event == EPOLLIN ? incoming(s).producer.tail.load_relaxed() !=  // relaxed: a hint
-                                                s->core->consumer.head.load_relaxed()
-                                          : (ring_readiness(s, event).events & event) != 0;
+      const bool ready = event == EPOLLIN ? bytes_in_ring(s) : (ring_readiness(s, event).events & event) != 0;
       if (ready) return true;
       cpu_relax();
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Adds up the results of a test run (Catch2's closing lines, pytest's JUnit file) and prints the closing line. A program that ended badly counts as one failure even when
-its file says nothing, and so does one that wrote no file."""
+"""Adds up the results of a test run (Catch2's closing lines, pytest's JUnit files, other suites' last lines) and prints the closing line.
+A program that ended badly counts as one failure even when its file says nothing, and so does one that wrote no file."""
 import pathlib
 import re
 import sys
@@ -36,16 +36,23 @@ def count_junit(path):
     return passed, failed, skipped, reasons
 
 
+def count_line(path):
+    """(passed, failed, skipped) of a suite that says so in its last line."""
+    found = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?", path.read_text(errors="replace"), re.MULTILINE)
+    return (*(int(n or 0) for n in found[-1]), {}) if found else (0, 0, 0, {})
+
+
 def main(directory):
     total = [0, 0, 0]
     for code in sorted(pathlib.Path(directory).glob("*.exit")):
         results, catch = code.with_suffix(".xml"), code.with_suffix(".txt")
         ended_well = code.read_text().split()[-1] == "0"
-        counted = count_catch(catch) if catch.exists() else (0, 0, 0, {})
+        line = code.with_suffix(".line")
+        counted = count_catch(catch) if catch.exists() else count_line(line) if line.exists() else (0, 0, 0, {})
         if results.exists() and results.stat().st_size > 0:
             try:
                 counted = count_junit(results)
-                again = results.with_name("again.xml")
+                again = results.with_name(f"{code.stem}.again.xml")
                 if again.exists() and counted[1]:
                     passed_again, failed_again, _, _ = count_junit(again)
                     print(f"run again: {passed_again} passed the second time, {failed_again} failed twice")

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Installs, builds and passes the tests. scripts/test.sh [--full] [--no-install]
-#   --full  also the tests that take minutes (marked slow)
+#   --full  also the tests that take minutes (marked slow), whole conformance suites, larger models: hours
 # The last line is "N passed, N failed, N skipped"; the exit code is 0 when nothing failed.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
 full=0
+full_option=
+quick_option=--quick
 install=1
 for argument in "$@"; do
   case "$argument" in
-    --full) full=1 ;;
+    --full) full=1 full_option=--full quick_option= ;;
     --no-install) install=0 ;;
     *) echo "unknown option $argument; known: --full --no-install" >&2; exit 2 ;;
   esac
@@ -33,21 +35,39 @@ for program in unit_tests model_tests; do
   tail -n 40 "$results/$program.txt"
 done
 
-echo "== integration"
+# A suite that ends with a line "N passed, N failed[, N skipped]".
+run_suite() {
+  local name=$1
+  shift
+  echo "== $name"
+  timeout $((full ? 5400 : 900)) "$@" 2>&1 | tee "$results/$name.line" | tail -n 15
+  echo "exit code ${PIPESTATUS[0]}" >"$results/$name.exit"
+}
+run_suite model scripts/model.sh ${full_option:+"$full_option"}
+run_suite conformance scripts/conformance.sh --build "$build" ${quick_option:+"$quick_option"}
+
 marks="not slow and not beyond"
 [ "$full" = 1 ] && marks="not beyond"
 export MPKLINK_BUILD="$build"
-run_integration() {
-  timeout $((full ? 4800 : 2400)) /usr/bin/python3 -m pytest tests/integration -q -o cache_dir="$results/cache" -m "$marks" "$@"
+run_pytest() {
+  timeout $((full ? 7200 : 2400)) /usr/bin/python3 -m pytest -q -o cache_dir="$results/cache" -m "$marks" "$@"
 }
-run_integration --junitxml="$results/integration.xml"
-code=$?
-# What failed is run once more: on a shared machine a time limit of the harness can strike. Said here, and counted as passed only if it
-# passes now; summary.py names each.
-if [ "$code" = 1 ]; then
-  run_integration --last-failed --last-failed-no-failures=none --junitxml="$results/again.xml"
-  code=$?
-fi
-echo "exit code $code" >"$results/integration.exit"
+# The cases of semantics_test.py mostly wait: several at a time. All others have the machine for themselves.
+run_tests() {
+  local name=$1
+  shift
+  echo "== $name"
+  run_pytest "$@" --junitxml="$results/$name.xml"
+  local code=$?
+  # What failed is run once more, alone: on a shared machine a time limit of the harness can strike. Said here, and counted as passed only
+  # if it passes now; summary.py names each.
+  if [ "$code" = 1 ]; then
+    run_pytest tests/integration -n 0 --last-failed --last-failed-no-failures=none --junitxml="$results/$name.again.xml"
+    code=$?
+  fi
+  echo "exit code $code" >"$results/$name.exit"
+}
+run_tests semantics tests/integration/semantics_test.py -n 4
+run_tests integration tests/integration --ignore tests/integration/semantics_test.py
 
 exec /usr/bin/python3 scripts/summary.py "$results"

@@ -44,7 +44,7 @@ template <class T>
 class Hint {
  public:
   constexpr Hint() = default;
-  Hint(const Hint&) = delete;
+  Hint(const Hint& other) : value_(static_cast<T>(other)) {}
   Hint& operator=(const Hint& other) { return *this = static_cast<T>(other); }
   Hint& operator=(T value) {
     value_.store_relaxed(value);  // relaxed: see above

@@ -350,6 +350,10 @@ class Bench:
         self.succeed(server)
         self.succeed(client)
 
+    def wait_for_orphans(self) -> None:
+        """Until the daemons that the programs of this test left behind have ended, and have written their statistics."""
+        eventually(lambda: all(is_zombie(pid) for pid in descendants()), what="the end of all daemons")
+
     def all_output(self) -> str:
         return "\n".join(p.output() for p in self.procs[-6:])
 
@@ -424,6 +428,18 @@ class Bench:
             for side in self.sides():
                 self.assert_not_used(side)
         self.assert_gates()
+
+    def assert_revoked(self) -> None:
+        """At least one end says that a stream went back to TCP (the other one may be another program by now)."""
+        if self.combo is Combo.BOTH:
+            revoked = {side.value: self.stats(side).revoked for side in Side}
+            assert sum(revoked.values()) >= 1, f"nothing was revoked: {revoked}\n{self.stats(CLIENT)}\n{self.stats(SERVER)}"
+
+    def assert_ring_at_most(self, max_bytes: int) -> None:
+        """What came after some moment went over TCP."""
+        for side in self.sides():
+            stats = self.stats(side)
+            assert stats.ring <= max_bytes, f"{stats.ring} bytes over the ring on the {side.value} side, want at most {max_bytes}\n{stats}"
 
     def assert_fell_back(self) -> None:
         """Everything went over TCP although both ends were preloaded, and the statistics of at least one side say why."""

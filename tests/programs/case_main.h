@@ -2,8 +2,9 @@
 // The main() of the semantics_* programs: a table of cases, each a function for either end of one warmed-up TCP connection.
 //
 // `NAME server --case=X` serves one connection, `NAME client --case=X --port=n` is the other end, `NAME both --case=X` runs the
-// two in two threads of one process, `NAME list` prints the names. The ends agree on the order of things over a Unix socket
-// (post/wait), so that nothing but the case itself touches the stream and nothing depends on sleeping long enough.
+// two in two threads of one process, `NAME list` prints the names, `NAME missing --case=X` why this machine cannot run it. The
+// ends agree on the order of things over a Unix socket (post/wait), so that nothing but the case itself touches the stream and
+// nothing depends on sleeping long enough.
 #pragma once
 
 #include <stddef.h>
@@ -42,6 +43,7 @@ struct Case {
   const char* name;
   void (*server)(int fd, const Sync& sync);
   void (*client)(int fd, const Sync& sync);
+  const char* (*missing)() = nullptr;  // why this machine cannot run it; null: it can
 };
 
 struct CaseRun {
@@ -109,6 +111,11 @@ int case_main(int argc, char** argv, const Case (&cases)[N]) {
   if (run.which == nullptr) {
     fprintf(stderr, "no such case: %s\n", options.text("case", "(none)"));
     return 2;
+  }
+  if (options.is("missing")) {
+    const char* reason = run.which->missing != nullptr ? run.which->missing() : nullptr;
+    if (reason != nullptr) printf("%s\n", reason);
+    return 0;
   }
   if (options.is("server")) {
     open_listeners(&run);

@@ -32,13 +32,13 @@ void inject_failures() {
   RealCalls& r = real_for_test();
   g_saved = r;
   r.socket = [](int a, int b, int c) noexcept { return fail_now() ? -1 : g_saved.socket(a, b, c); };
-  r.connect = [](int a, const sockaddr* b, socklen_t c) { return fail_now() ? -1 : g_saved.connect(a, b, c); };
-  r.accept4 = [](int a, sockaddr* b, socklen_t* c, int d) { return fail_now() ? -1 : g_saved.accept4(a, b, c, d); };
-  r.sendmsg = [](int a, const msghdr* b, int c) {
+  r.quiet.connect = [](int a, const sockaddr* b, socklen_t c) { return fail_now() ? -1 : g_saved.quiet.connect(a, b, c); };
+  r.quiet.accept4 = [](int a, sockaddr* b, socklen_t* c, int d) { return fail_now() ? -1 : g_saved.quiet.accept4(a, b, c, d); };
+  r.quiet.sendmsg = [](int a, const msghdr* b, int c) {
     int domain = 0;
     socklen_t size = sizeof domain;
     getsockopt(a, SOL_SOCKET, SO_DOMAIN, &domain, &size);
-    return domain == AF_UNIX && fail_now() ? ssize_t{-1} : g_saved.sendmsg(a, b, c);
+    return domain == AF_UNIX && fail_now() ? ssize_t{-1} : g_saved.quiet.sendmsg(a, b, c);
   };
   r.eventfd = [](unsigned a, int b) noexcept { return fail_now() ? -1 : g_saved.eventfd(a, b); };
   r.getsockopt = [](int a, int b, int c, void* d, socklen_t* e) noexcept {

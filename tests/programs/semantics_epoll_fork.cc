@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT
+// An epoll set over fork. `NAME list` prints the cases.
+#include <sys/wait.h>
+
+#include "epoll_case.h"
+
+using namespace testlib;
+
+namespace {
+
+void end_child(pid_t child) {
+  int status = 0;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(status, 0);
+}
+
+void fork_child_server(int fd, const Sync& sync) {
+  // The child waits in the set it inherited and reads the stream; it leaves without closing anything; the parent goes on.
+  Streams s(fd, sync);
+  const Epoll e;
+  e.add(fd, EPOLLIN);
+  s.send(10);
+  CHECK_EQ(e.now(fd), EPOLLIN);
+  s.take(10);
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    CHECK_EQ(e.wait(fd), EPOLLIN);
+    CHECK_EQ(e.now(fd), EPOLLIN);
+    s.take(100);
+    CHECK_EQ(e.now(fd), 0);
+    CHECK_EQ(write(ends[1], "x", 1), 1);
+    _exit(0);
+  }
+  s.send_later(100);
+  char byte;
+  CHECK_EQ(read(ends[0], &byte, 1), 1);
+  s.acked();
+  end_child(child);
+  char skipped;
+  CHECK_ERRNO(recv(fd, &skipped, 1, MSG_DONTWAIT), EAGAIN);
+  CHECK_EQ(e.now(fd), 0);
+  s.send_later(7);
+  CHECK_EQ(e.wait(fd), EPOLLIN);
+  s.acked();
+  char rest[7];
+  recv_all(fd, rest, sizeof rest);
+  pattern_check(rest, sizeof rest, seed_up(0), 110);
+  e.quiet();
+  close(ends[0]);
+  close(ends[1]);
+}
+
+void fork_parent_server(int fd, const Sync& sync) {
+  // A child is there, with the set and the stream, and does nothing: the parent's set goes on, level and edge.
+  Streams s(fd, sync);
+  const Epoll e;
+  e.add(fd, EPOLLIN);
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    char byte;
+    close(ends[1]);
+    CHECK_EQ(read(ends[0], &byte, 1), 0);
+    _exit(0);
+  }
+  close(ends[0]);
+  for (int round = 0; round < 5; round++) {
+    s.send_later(10);
+    CHECK_EQ(e.wait(fd), EPOLLIN);
+    s.acked();
+    s.take(10);
+    CHECK_EQ(e.now(fd), 0);
+  }
+  e.mod(fd, EPOLLIN | EPOLLET);
+  s.send_later(10);
+  CHECK_EQ(e.wait(fd), EPOLLIN);
+  s.acked();
+  e.quiet();
+  s.take(10);
+  close(ends[1]);
+  end_child(child);
+  s.send_later(10);
+  CHECK_EQ(e.wait(fd), EPOLLIN);
+  s.acked();
+  s.take(10);
+}
+
+void fork_closes_server(int fd, const Sync& sync) {
+  // The child closes its stream and its set: the parent's registration stays.
+  Streams s(fd, sync);
+  Epoll e;
+  e.add(fd, EPOLLIN);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    close(fd);
+    e.shut();
+    _exit(0);
+  }
+  end_child(child);
+  s.send_later(10);
+  CHECK_EQ(e.wait(fd), EPOLLIN);
+  s.acked();
+  s.take(10);
+  e.quiet();
+}
+
+void fork_polls_server(int fd, const Sync& sync) {
+  // The child looks into the set all the time and reads nothing: the parent, asleep in the same set, is told all the same.
+  Streams s(fd, sync);
+  const Epoll e;
+  e.add(fd, EPOLLIN);
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    close(ends[1]);
+    struct epoll_event got;
+    struct pollfd parent = {ends[0], POLLIN, 0};
+    while (poll(&parent, 1, 0) == 0) CHECK(epoll_wait(e.fd(), &got, 1, 1) >= 0);
+    _exit(0);
+  }
+  close(ends[0]);
+  for (int round = 0; round < 20; round++) {
+    s.send_later(10);
+    CHECK_EQ(e.wait(fd), EPOLLIN);
+    s.acked();
+    s.take(10);
+  }
+  close(ends[1]);
+  end_child(child);
+}
+
+const Case kCases[] = {
+    {"child", fork_child_server, told_client},
+    {"parent", fork_parent_server, told_client},
+    {"closes", fork_closes_server, told_client},
+    {"polls", fork_polls_server, told_client},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) { return case_main(argc, argv, kCases); }
