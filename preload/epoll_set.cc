@@ -24,11 +24,11 @@ constexpr std::uint32_t kMemberChunks = 128;
 constexpr unsigned kMembersOfStreamMax = 8;
 
 SpinLock g_sets_lock;     // creation of sets
-EpollSet* g_sets;         // kSetsMax of them, address space until used
+Atomic<EpollSet*> g_sets;  // kSetsMax of them, address space until used
 SpinLock g_members_lock;  // member slab
 EpollMember* g_member_chunks[kMemberChunks];
 EpollMember* g_free_members;
-std::uint32_t g_member_count;
+Atomic<std::uint32_t> g_member_count;
 
 EpollMember* find_member(const EpollSet* set, Stream* s, int fd) {
   const LockGuard guard(s->members_lock);
@@ -46,7 +46,7 @@ void link_member(Stream* s, EpollMember* m) {
 
 void unlink_member(Stream* s, EpollMember* m) {
   const LockGuard guard(s->members_lock);
-  for (EpollMember** at = &s->members; *at != nullptr; at = &(*at)->next_in_stream) {
+  for (Hint<EpollMember*>* at = &s->members; *at != nullptr; at = &(*at)->next_in_stream) {
     if (*at == m) {
       *at = m->next_in_stream;
       return;
@@ -95,6 +95,7 @@ bool attach_pair(EpollSet* set, Pair* pair) {
 
 // Makes the set hear of the stream's ring. set->lock held. False: it must be looked at by time.
 bool listen_to(EpollSet* set, Stream* s) {
+  // NOLINTNEXTLINE(clang-analyzer-core.NullDereference): no caller has a null stream
   if (s->pair == nullptr || !attach_pair(set, s->pair)) return false;
   const Gate gate;
   return add_waiter(&s->channel->waiters[s->side].ids, set->poller);
@@ -267,7 +268,7 @@ bool with_set_of(EpollMember* m, Stream* s, Action action) {
 void release_set(EpollSet* set) {
   const LockGuard guard(set->lock);
   // Its registrations go with the kernel's instance.
-  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set == set) remove_member(set, m->stream, m);
   }
@@ -284,11 +285,11 @@ void release_set(EpollSet* set) {
 }
 
 bool allocate_sets() {
-  if (g_sets != nullptr) return true;
+  if (g_sets.load_relaxed() != nullptr) return true;  // relaxed: under the lock
   void* at = ::mmap(nullptr, sizeof(EpollSet) * kSetsMax, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return false;
-  g_sets = static_cast<EpollSet*>(at);
+  g_sets.store_release(static_cast<EpollSet*>(at));  // SYNC: sets made
   return true;
 }
 
@@ -297,18 +298,19 @@ bool allocate_sets() {
 EpollMember* make_member() {
   const LockGuard guard(g_members_lock);
   if (g_free_members == nullptr) {
-    const std::uint32_t chunk = g_member_count / kMemberChunk;
+    const std::uint32_t count = g_member_count.load_relaxed();  // relaxed: under the lock
+    const std::uint32_t chunk = count / kMemberChunk;
     if (chunk == kMemberChunks) return nullptr;
     void* at = ::mmap(nullptr, sizeof(EpollMember) * kMemberChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                       -1, 0);
     if (at == MAP_FAILED) return nullptr;
     g_member_chunks[chunk] = static_cast<EpollMember*>(at);
     for (std::uint32_t i = kMemberChunk; i-- > 0;) {
-      g_member_chunks[chunk][i].index = g_member_count + i;
+      g_member_chunks[chunk][i].index = count + i;
       g_member_chunks[chunk][i].ready_next = g_free_members;
       g_free_members = &g_member_chunks[chunk][i];
     }
-    g_member_count += kMemberChunk;
+    g_member_count.store_release(count + kMemberChunk);  // SYNC: members made
   }
   EpollMember* m = g_free_members;
   g_free_members = m->ready_next;
@@ -327,7 +329,7 @@ void free_member(EpollMember* m) {
   g_free_members = m;
 }
 
-std::uint32_t member_count() { return g_member_count; }
+std::uint32_t member_count() { return g_member_count.load_acquire(); }  // SYNC: members made
 
 void arm_board(EpollSet* set, Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); }
 
@@ -347,7 +349,7 @@ std::uint64_t tag_prefix() {
 }
 
 EpollMember* member_at(std::uint32_t index) {
-  if (index >= g_member_count) return nullptr;
+  if (index >= g_member_count.load_acquire()) return nullptr;
   return &g_member_chunks[index / kMemberChunk][index % kMemberChunk];
 }
 
@@ -356,7 +358,11 @@ void push_ready(EpollSet* set, EpollMember* m) {
   m->ready = true;
   m->ready_next = nullptr;
   m->ready_previous = set->ready_tail;
-  (set->ready_tail != nullptr ? set->ready_tail->ready_next : set->ready_head) = m;
+  if (set->ready_tail != nullptr) {
+    set->ready_tail->ready_next = m;
+  } else {
+    set->ready_head = m;
+  }
   set->ready_tail = m;
 }
 
@@ -368,18 +374,23 @@ void renew(EpollSet* set, EpollMember* m) {
 void remove_ready(EpollSet* set, EpollMember* m) {
   if (!m->ready) return;
   m->ready = false;
-  (m->ready_previous != nullptr ? m->ready_previous->ready_next : set->ready_head) = m->ready_next;
+  if (m->ready_previous != nullptr) {
+    m->ready_previous->ready_next = m->ready_next;
+  } else {
+    set->ready_head = m->ready_next;
+  }
   (m->ready_next != nullptr ? m->ready_next->ready_previous : set->ready_tail) = m->ready_previous;
   m->ready_next = m->ready_previous = nullptr;
 }
 
 void nudge(EpollSet* set) {
-  if (set->poller == kNoPoller) return;
+  const std::uint32_t poller = set->poller;  // once: pass_on() has no lock, and the set may be going
+  if (poller == kNoPoller) return;
   thread_fence_seq_cst();  // the ready list, written before, against the sleeper's count (SYNC: sleepers)
   if (!always_armed(set)) return;
   const ErrnoSaver keep;
   const std::uint64_t one = 1;
-  if (quiet().write(bell_of(set->poller), &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
+  if (quiet().write(bell_of(poller), &one, sizeof one) == sizeof one) process().counters.bells.fetch_add(1);
 }
 
 EpollSet* make_epoll_set(int epfd) {
@@ -387,7 +398,7 @@ EpollSet* make_epoll_set(int epfd) {
   const LockGuard guard(g_sets_lock);
   if (!allocate_sets()) return nullptr;
   for (std::uint32_t i = 0; i < kSetsMax; ++i) {
-    EpollSet* set = &g_sets[i];
+    EpollSet* set = &g_sets.load_relaxed()[i];  // relaxed: under the lock
     if (set->used) continue;
     set->used = true;
     set->epfd = epfd;
@@ -541,10 +552,11 @@ void detach_members(Stream* s) {
 }
 
 void epoll_sets_forget_pair(Pair* pair) {
-  if (g_sets == nullptr) return;
+  EpollSet* const sets = g_sets.load_acquire();  // SYNC: sets made
+  if (sets == nullptr) return;
   const std::uint64_t bit = std::uint64_t{1} << (pair->index % 64);
   for (std::uint32_t i = 0; i < kSetsMax; ++i) {
-    EpollSet* set = &g_sets[i];
+    EpollSet* set = &sets[i];
     if (set->epfd == 0 && !set->used) return;  // never used: the rest is not either
     if (!(set->pairs[pair->index / 64].load_relaxed() & bit)) continue;  // relaxed: no stream of the pair is left to add it
     const LockGuard guard(set->lock);
@@ -556,8 +568,9 @@ SpinLock& epoll_sets_lock() { return g_sets_lock; }
 SpinLock& epoll_members_lock() { return g_members_lock; }
 
 void epoll_sets_forked_child() {
-  for (std::uint32_t i = 0; g_sets != nullptr && i < kSetsMax; ++i) {
-    EpollSet* set = &g_sets[i];
+  EpollSet* const sets = g_sets.load_relaxed();  // relaxed: one thread here
+  for (std::uint32_t i = 0; sets != nullptr && i < kSetsMax; ++i) {
+    EpollSet* set = &sets[i];
     if (set->epfd == 0 && !set->used) break;
     set->lock.reset();
     set->sleepers.store_relaxed(0);
@@ -566,7 +579,7 @@ void epoll_sets_forked_child() {
     for (auto& word : set->pairs) word.store_relaxed(0);
     set->pair_words.store_relaxed(0);
   }
-  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set != nullptr && m->managed) set_slow(m->set, m, true);
   }
@@ -574,7 +587,7 @@ void epoll_sets_forked_child() {
 
 void tell_again(EpollSet* set, std::uint64_t data) {
   const LockGuard guard(set->lock);
-  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set != set || !m->managed || m->data != data) continue;
     m->causes = ~std::uint32_t{0};
@@ -585,9 +598,10 @@ void tell_again(EpollSet* set, std::uint64_t data) {
 
 void leave_inherited_streams(EpollSet* set) {
   if (set->inherited.exchange(0) == 0) return;
-  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
     EpollMember* m = member_at(i);
-    Stream* s = m->set == set && m->managed ? m->stream : nullptr;
+    Stream* s = nullptr;
+    if (m->set == set && m->managed) s = m->stream;
     if (s == nullptr || ours(s)) continue;
     const int fd = fd_of(s);
     if (fd >= 0) leave_softly(fd, s);
@@ -595,14 +609,14 @@ void leave_inherited_streams(EpollSet* set) {
 }
 
 void push_members_without_space(EpollSet* set) {
-  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set == set && m->wants_space) push_ready(set, m);
   }
 }
 
 void push_slow_members(EpollSet* set) {
-  for (std::uint32_t i = 0; i < g_member_count; ++i) {
+  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set == set && m->slow) push_ready(set, m);
   }

@@ -21,9 +21,9 @@ namespace mpklink {
 struct EpollSet;
 
 struct EpollMember {
-  EpollSet* set;
-  Stream* stream;
-  EpollSet* inner;  // instead of a stream: a set in this set
+  Hint<EpollSet*> set;
+  Hint<Stream*> stream;
+  Hint<EpollSet*> inner;  // instead of a stream: a set in this set
   int fd;
   std::uint32_t events;  // as the program asked, flags included
   std::uint64_t data;
@@ -41,31 +41,31 @@ struct EpollMember {
   std::uint32_t index;
   EpollMember* ready_next;
   EpollMember* ready_previous;
-  EpollMember* next_in_stream;
+  Hint<EpollMember*> next_in_stream;  // as the head, Stream::members
 };
 
 struct EpollSet {
-  bool used;
-  int epfd;
+  Hint<bool> used;
+  Hint<int> epfd;
   Atomic<std::uint32_t> nested;       // watched by another epoll, poll or select: always armed, the bell shows outside
   Atomic<std::uint32_t> fds;          // descriptors of this process that name it
   Atomic<std::uint32_t> inherited;    // by a forked child, which has not waited in it yet
-  int under;                          // nested: the hidden instance, in the program's, that has our registrations; or -1
+  Hint<int> under;                    // nested: the hidden instance, in the program's, that has our registrations; or -1
   Atomic<std::uint32_t> links;        // sets in this one
   SpinLock lock;                      // members, ready list; before the lock of a set in it and members_lock of a stream
-  EpollMember* ready_head;
+  Hint<EpollMember*> ready_head;
   EpollMember* ready_tail;
   Atomic<std::uint32_t> managed_members;  // 0: epoll_wait is the kernel's
   Atomic<std::uint32_t> slow_members;
   Atomic<std::uint32_t> sleepers;     // threads in, or about to enter, the kernel's wait
-  std::uint32_t poller;               // kNoPoller until the first managed member
+  Hint<std::uint32_t> poller;         // kNoPoller until the first managed member
   Atomic<std::uint64_t> pairs[kPairsMax / 64];  // whose boards its poller listens on
   Atomic<std::uint32_t> pair_words;   // how many words of `pairs` are worth a look
-  std::uint32_t calls_since_kernel;   // under lock: fairness between rings and kernel
-  std::uint64_t kernel_asked_tsc;
-  bool wants_space;                   // the last look left a wish for space in a full ring
-  bool rings_first;                   // the kernel's descriptors filled the last answer
-  bool kernel_has_more;               // the last answer was full, and some of it was the kernel's
+  Hint<std::uint32_t> calls_since_kernel;  // fairness between rings and kernel; a lost count is a late look
+  Hint<std::uint64_t> kernel_asked_tsc;
+  Hint<bool> wants_space;             // the last look left a wish for space in a full ring
+  Hint<bool> rings_first;             // the kernel's descriptors filled the last answer
+  Hint<bool> kernel_has_more;          // the last answer was full, and some of it was the kernel's
   Atomic<std::uint32_t> gap_ns;       // learnt: how long it usually waits (spin policy)
 };
 

@@ -19,7 +19,7 @@ constexpr int kOwnEventsRounds = 64;
 int collect(EpollSet* set, epoll_event* events, int max) {
   if (max <= 0) return 0;
   const LockGuard guard(set->lock);
-  ++set->calls_since_kernel;
+  set->calls_since_kernel = set->calls_since_kernel + 1;
   return collect_locked(set, events, max);
 }
 

@@ -5,6 +5,7 @@
 
 #include "preload/libc_names.h"
 
+// NOLINTBEGIN(bugprone-macro-parentheses): a declaration
 // libc's declarations carry attributes (warn_unused_result, access) that are no part of the type.
 #define MPKLINK_EXPORT_AS(name, target)                                                               \
   _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wpragmas\"")                      \
@@ -15,4 +16,5 @@
                 #name " has another signature in libc");                                              \
   extern "C" decltype(::name) name __attribute__((alias("mpklink_" #target), visibility("default"))); \
   _Pragma("GCC diagnostic pop")
+// NOLINTEND(bugprone-macro-parentheses)
 #define MPKLINK_EXPORT(name) MPKLINK_EXPORT_AS(name, name)

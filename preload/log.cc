@@ -8,6 +8,13 @@
 #include "preload/assert.h"
 #include "preload/process.h"
 
+// For formats that are wrong, and ours are compiled (see log.h).
+FMT_BEGIN_NAMESPACE
+namespace detail {
+void throw_format_error(const char*) { std::abort(); }
+}  // namespace detail
+FMT_END_NAMESPACE
+
 namespace mpklink {
 
 bool log_enabled(LogLevel level) { return process().settings.log >= level && level != LogLevel::kOff; }

@@ -2,9 +2,9 @@
 // One line, one write(2) to stderr, no allocation: formatted with fmt into a stack buffer. Cold paths only. Formats are
 // compiled (FMT_COMPILE), so that only what they use of fmt comes along: its number formatting is larger than this library.
 #pragma once
-#define FMT_HEADER_ONLY 1
-// What fmt would throw or assert on are formats and sizes, which are ours and compiled; its exception classes would bring half
-// of libstdc++ into the library.
+// What fmt would throw or assert on are formats and sizes, which are ours and compiled. Its exception classes would bring half of
+// libstdc++ into the library, with a constructor that allocates at load. So not FMT_HEADER_ONLY either, with which gcc emits their
+// vtables; the one function then missing is in log.cc.
 #include <cstdlib>
 #define FMT_THROW(exception) ::std::abort()
 #define FMT_ASSERT(condition, message) ((void)0)

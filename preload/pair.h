@@ -10,15 +10,15 @@
 namespace mpklink {
 
 struct Pair {
-  bool used;
+  Hint<bool> used;
   std::uint32_t side;   // ours on the board
   std::uint32_t index;  // in the table of pairs
   std::uint32_t generation;  // process().generation of its maker: a forked child must not use its control channel
   ProcessId peer;
   ProcessId nonce;      // names the pair to its two processes and to nobody else
   Board* board;
-  int control_fd;
-  bool established;     // the peer has accepted a stream on it
+  Hint<int> control_fd;
+  Hint<bool> established;  // under pairs_lock to act on it;  // the peer has accepted a stream on it
   std::uint32_t streams;
   std::uint32_t postponed;  // upgrades that waited for it to be established
   SpinLock lock;        // control channel, bell tables

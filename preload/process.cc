@@ -24,7 +24,7 @@ __thread std::uint32_t t_thread_id __attribute__((tls_model("initial-exec")));
 // Read and written by this thread and its signal handlers only; Atomic so that no access is moved or merged.
 __thread Atomic<std::uint32_t> t_locks_held __attribute__((tls_model("initial-exec")));
 
-Atomic<std::uint32_t>* g_own_memory;
+Atomic<Atomic<std::uint32_t>*> g_own_memory;
 
 enum : std::uint32_t { kUndecided = 0, kInForce = 2, kRefused = 3 };
 constexpr std::size_t kStreamSlots = 16384 + 1024;  // channels and boards together
@@ -76,16 +76,19 @@ std::uint32_t thread_id() {
 }
 
 void mark_own_memory() {
-  if (g_own_memory != nullptr) return;
+  if (g_own_memory.load_relaxed() != nullptr) return;  // relaxed: made or not
   void* at = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return;
   auto* word = static_cast<Atomic<std::uint32_t>*>(at);
   word->store_relaxed(1);
-  if (::madvise(at, kPage, MADV_WIPEONFORK) == 0) g_own_memory = word;  // Linux 4.14
+  Atomic<std::uint32_t>* expected = nullptr;
+  const bool wiped = ::madvise(at, kPage, MADV_WIPEONFORK) == 0;                // Linux 4.14
+  if (!wiped || !g_own_memory.compare_exchange(expected, word)) ::munmap(at, kPage);  // SYNC: own memory. Or another was faster
 }
 
 void notice_fork() {
-  if (g_own_memory != nullptr && g_own_memory->load_relaxed() == 0) after_fork_in_child_unprepared();  // relaxed: one thread here
+  const auto* word = g_own_memory.load_acquire();  // SYNC: own memory
+  if (word != nullptr && word->load_relaxed() == 0) after_fork_in_child_unprepared();  // relaxed: one thread here
 }
 
 bool in_foreign_child() {
@@ -166,7 +169,7 @@ void reset_counters() {
 
 void forked_child() {
   Process& p = g_process;
-  if (g_own_memory != nullptr) g_own_memory->store_relaxed(1);  // relaxed: one thread here
+  if (auto* word = g_own_memory.load_acquire()) word->store_relaxed(1);  // relaxed: one thread here
   t_thread_id = 0;
   t_locks_held.store_relaxed(0);
   p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));

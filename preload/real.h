@@ -26,7 +26,7 @@ struct QuietCalls {
 };
 
 struct RealCalls {
-#define HOOK(name, group, class) decltype(&::name) name;
+#define HOOK(name, group, class) decltype(&::name) name;  // NOLINT(bugprone-macro-parentheses): a declaration
 #include "preload/interpose.def"
   SystemCalls sys;
   QuietCalls quiet;

@@ -196,8 +196,9 @@ Settings parse_settings(const char* (*get)(const char*), void (*complain)(const 
   }
   const char* stats = parser.value("MPKLINK_STATS");
   if (stats != nullptr) {
-    if (std::strlen(stats) < sizeof settings.stats_path) {
-      std::strcpy(settings.stats_path, stats);
+    const std::size_t length = std::strlen(stats);
+    if (length < sizeof settings.stats_path) {
+      std::memcpy(settings.stats_path, stats, length + 1);
     } else {
       parser.complain("MPKLINK_STATS", stats, "a path below 512 bytes");
     }

@@ -19,7 +19,7 @@ struct Settings {
   GuardSetting guard = GuardSetting::kAuto;
   unsigned warmup = 2;         // operations on a connection before its upgrade is tried
   int spin_us = -1;            // -1: adaptive, up to kSpinMaxUs
-  std::uint64_t ring_bytes = 256 * 1024;  // largest ring per direction, a power of two
+  std::uint64_t ring_bytes = std::uint64_t{256} * 1024;  // largest ring per direction, a power of two
   PeerPolicy peers = PeerPolicy::kVerified;
   static constexpr std::size_t kListMax = 16;
   std::uint32_t peer_uids[kListMax] = {};

@@ -18,7 +18,7 @@
 
 namespace mpklink {
 
-Stream* g_stream_chunks[kStreamChunks];
+Atomic<Stream*> g_stream_chunks[kStreamChunks];
 
 namespace {
 
@@ -26,16 +26,17 @@ SpinLock g_slab_lock;
 Stream* g_free_streams = nullptr;
 
 bool add_chunk() {
-  for (Stream*& chunk : g_stream_chunks) {
-    if (chunk != nullptr) continue;
+  for (Atomic<Stream*>& word : g_stream_chunks) {
+    if (word.load_relaxed() != nullptr) continue;  // relaxed: under the lock
     void* at = ::mmap(nullptr, sizeof(Stream) * kStreamChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) return false;
-    if (&chunk == &g_stream_chunks[0]) install_fault_handlers();  // from the first connection on
-    chunk = static_cast<Stream*>(at);
+    if (&word == &g_stream_chunks[0]) install_fault_handlers();  // from the first connection on
+    auto* const chunk = static_cast<Stream*>(at);
     for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
       chunk[i].next_free = g_free_streams;
       g_free_streams = &chunk[i];
     }
+    word.store_release(chunk);  // SYNC: streams made
     return true;
   }
   return false;
@@ -337,7 +338,7 @@ void became_shared(Stream* s) {
   auto expected = static_cast<std::uint32_t>(State::kOffered);
   if (!s->state.compare_exchange(expected, static_cast<std::uint32_t>(State::kShared))) return;
   process().counters.upgraded.fetch_add(1);
-  s->pair->established = true;  // a plain flag: only ever set, read under pairs_lock or as a hint
+  s->pair->established = true;
 }
 
 void account_ring_bytes(Stream* s) {

@@ -106,7 +106,7 @@ struct Stream {
   Atomic<std::uint32_t> fds;           // descriptors of this process that name it
   Atomic<std::uint32_t> last_fd;       // the one entered last; perhaps not its any more
   SpinLock members_lock;
-  EpollMember* members;                // its registrations in epoll sets; under members_lock
+  Hint<EpollMember*> members;          // its registrations in epoll sets; under members_lock
   std::uint64_t tcp_tx_base, tcp_rx_base;    // what TCP had carried when this process came to it, or counted last
   std::uint64_t ring_tx_base, ring_rx_base;  // what the ring had carried when this process came to it (fork)
   Stream* next_free;
@@ -164,11 +164,13 @@ void for_each_stream(Visit visit);
 // --- the slab, for the loops over all streams (fork, exit)
 constexpr std::uint32_t kStreamChunk = 256;
 constexpr std::uint32_t kStreamChunks = 256;
-extern Stream* g_stream_chunks[kStreamChunks];
+// NOLINTNEXTLINE(bugprone-dynamic-static-initializers): defined without an initialiser, zeros at load
+extern Atomic<Stream*> g_stream_chunks[kStreamChunks];
 
 template <class Visit>
 void for_each_stream(Visit visit) {
-  for (Stream* chunk : g_stream_chunks) {
+  for (const Atomic<Stream*>& word : g_stream_chunks) {
+    Stream* const chunk = word.load_acquire();  // SYNC: streams made
     if (chunk == nullptr) return;
     for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
       if (state_of(&chunk[i]) != State::kFree) visit(&chunk[i]);

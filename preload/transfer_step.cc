@@ -16,11 +16,15 @@
 namespace mpklink {
 namespace {
 
+// A thread asleep does not fault: the handlers of these (a crash reporter's, a sanitizer's) are not what interrupted it.
+bool from_a_fault(int number) { return number == SIGSEGV || number == SIGBUS || number == SIGILL || number == SIGFPE; }
+
 // Whether a blocking call that a signal interrupted goes on by itself. The wait underneath is ppoll, which never restarts,
-// so the answer is looked up: every installed handler has SA_RESTART, or (when handlers differ) it does not.
+// so the answer is looked up: every handler installed for what can interrupt has SA_RESTART, or (when handlers differ) it does not.
 bool restart_after_signal() {
   bool any = false;
   for (int number = 1; number < NSIG; ++number) {
+    if (from_a_fault(number)) continue;
     struct sigaction action = {};
     if (::sigaction(number, nullptr, &action) != 0) continue;
     if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) continue;

@@ -38,7 +38,43 @@ class Atomic {
   static_assert(sizeof(std::atomic<T>) == sizeof(T), "shared words must have the size of the plain type");
 };
 
+// A plain-looking word that is written under a lock and also read without it, as a hint: whoever acts on it looks again under the
+// lock. Relaxed, so that the hint is a whole value, never a torn or a remembered one, and costs nothing.
+template <class T>
+class Hint {
+ public:
+  constexpr Hint() = default;
+  Hint(const Hint& other) : value_(static_cast<T>(other)) {}
+  Hint& operator=(const Hint& other) { return *this = static_cast<T>(other); }
+  Hint& operator=(T value) {
+    value_.store_relaxed(value);  // relaxed: see above
+    return *this;
+  }
+  operator T() const { return value_.load_relaxed(); }    // relaxed: see above
+  T operator->() const { return value_.load_relaxed(); }  // relaxed: see above
+
+ private:
+  Atomic<T> value_;
+};
+
+#if defined(__SANITIZE_THREAD__)
+#define MPKLINK_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define MPKLINK_TSAN 1
+#endif
+#endif
+#ifdef MPKLINK_TSAN
+// ThreadSanitizer has no fences. A locked instruction is one on x86, whatever its address; on a word of its own, and not on one that
+// all threads share, it orders nothing in the sanitizer's eyes, so no race is hidden by it. Nothing here rests on a fence for more
+// than "my store before my load": data always changes hands by an acquire and a release.
+inline void thread_fence_seq_cst() {
+  std::atomic<std::uint32_t> own{0};
+  own.exchange(1, std::memory_order_seq_cst);
+}
+#else
 inline void thread_fence_seq_cst() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+#endif
 inline void cpu_relax() { __builtin_ia32_pause(); }
 
 }  // namespace mpklink

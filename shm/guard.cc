@@ -42,46 +42,50 @@ void Guard::unlock_pages() {
 }
 
 unsigned char* Guard::map(const SystemCalls& sys, std::size_t private_bytes, int fd, std::size_t bytes) {
-  if (mode_ == GuardMode::kMprotect) lock_pages();
+  const GuardMode mode = this->mode();
+  if (mode == GuardMode::kMprotect) lock_pages();
   unsigned char* at = range_.map(sys, private_bytes, fd, bytes);
   if (at != nullptr) {
     int failed = 0;
     const int access = PROT_READ | PROT_WRITE;
-    if (mode_ == GuardMode::kPkey) failed = tag_pages(at, private_bytes + bytes, pkey_);
-    if (mode_ == GuardMode::kOff || pages_open_ > 0) failed = sys.mprotect(at, private_bytes + bytes, access);
+    if (mode == GuardMode::kPkey) failed = tag_pages(at, private_bytes + bytes, pkey_);
+    if (mode == GuardMode::kOff || pages_open_ > 0) failed = sys.mprotect(at, private_bytes + bytes, access);
     if (failed != 0) {
       range_.unmap(sys, at);
       at = nullptr;
     }
   }
-  if (mode_ == GuardMode::kMprotect) unlock_pages();
+  if (mode == GuardMode::kMprotect) unlock_pages();
   return at;
 }
 
 void Guard::unmap(const SystemCalls& sys, unsigned char* address) {
-  if (mode_ == GuardMode::kMprotect) lock_pages();
+  const GuardMode mode = this->mode();
+  if (mode == GuardMode::kMprotect) lock_pages();
   range_.unmap(sys, address);
-  if (mode_ == GuardMode::kMprotect) unlock_pages();
+  if (mode == GuardMode::kMprotect) unlock_pages();
 }
 
-void Guard::open(const SystemCalls& sys) {
+GuardMode Guard::open(const SystemCalls& sys) {
   count_gate();
-  if (mode_ == GuardMode::kPkey) {
+  const GuardMode mode = this->mode();
+  if (mode == GuardMode::kPkey) {
     const std::uint32_t pkru = read_pkru();
     // Open already: a thread born inside a gate, or a kernel that lost PKRU at a signal's return. Closing heals it.
     if ((pkru & pkru_mask(pkey_)) != pkru_closed_bits(pkey_)) found_open_.fetch_add(1);
     write_pkru(pkru & ~pkru_mask(pkey_));
-  } else if (mode_ == GuardMode::kMprotect) {
+  } else if (mode == GuardMode::kMprotect) {
     open_pages(sys);
   }
+  return mode;
 }
 
-void Guard::close(const SystemCalls& sys) {
-  if (mode_ == GuardMode::kPkey) {
+void Guard::close(const SystemCalls& sys, GuardMode mode) {
+  if (mode == GuardMode::kPkey) {
     write_pkru((read_pkru() & ~pkru_mask(pkey_)) | pkru_closed_bits(pkey_));
     // Read back: a jump to the instruction above with a register of the attacker's making must not go on (ERIM's idiom).
     if ((read_pkru() & pkru_mask(pkey_)) != pkru_closed_bits(pkey_)) std::abort();
-  } else if (mode_ == GuardMode::kMprotect) {
+  } else if (mode == GuardMode::kMprotect) {
     close_pages(sys);
   }
 }
@@ -116,7 +120,7 @@ void Guard::reset_counters() {
 }
 
 void Guard::forked_child() {
-  if (mode_ != GuardMode::kMprotect) return;
+  if (mode() != GuardMode::kMprotect) return;
   pages_lock_.store_relaxed(0);  // relaxed: the child has one thread
   pages_open_ = 0;               // pages another thread had open stay open in the child until its next gate closes them
 }

@@ -18,9 +18,13 @@ const char* guard_mode_name(GuardMode mode);
 
 class Guard {
  public:
-  // Chosen once, before the first mapping.
-  void set_mode(GuardMode mode, int pkey) { mode_ = mode, pkey_ = pkey; }
-  GuardMode mode() const { return mode_; }
+  // Chosen once, before the first mapping. Threads may be inside a gate meanwhile (poll has one before the first upgrade): each gate
+  // ends in the mode it began in.
+  void set_mode(GuardMode mode, int pkey) {
+    pkey_ = pkey;
+    mode_.store_release(mode);  // SYNC: guard mode
+  }
+  GuardMode mode() const { return mode_.load_acquire(); }  // SYNC: guard mode
   GuardedRange& range() { return range_; }
   const GuardedRange& range() const { return range_; }
 
@@ -28,8 +32,8 @@ class Guard {
   unsigned char* map(const SystemCalls& sys, std::size_t private_bytes, int fd, std::size_t bytes);
   void unmap(const SystemCalls& sys, unsigned char* address);
 
-  void open(const SystemCalls& sys);
-  void close(const SystemCalls& sys);
+  GuardMode open(const SystemCalls& sys);  // the mode, for close
+  void close(const SystemCalls& sys, GuardMode mode);
 
   std::uint64_t gates() const { return sum(gates_); }
   std::uint64_t found_open() const { return found_open_.load_relaxed(); }  // relaxed: a statistic
@@ -50,7 +54,7 @@ class Guard {
   void lock_pages();
   void unlock_pages();
 
-  GuardMode mode_ = GuardMode::kOff;
+  Atomic<GuardMode> mode_;
   int pkey_ = 0;  // 0: none; also what keeps the object all zeros at load, out of the file
   Atomic<std::uint32_t> pages_lock_;
   std::uint64_t signals_ = 0;      // mask of the thread that holds pages_lock_
@@ -62,14 +66,15 @@ class Guard {
 
 class OpenGate {
  public:
-  OpenGate(Guard& guard, const SystemCalls& sys) : guard_(guard), sys_(sys) { guard_.open(sys_); }
-  ~OpenGate() { guard_.close(sys_); }
+  OpenGate(Guard& guard, const SystemCalls& sys) : guard_(guard), sys_(sys), mode_(guard.open(sys)) {}
+  ~OpenGate() { guard_.close(sys_, mode_); }
   OpenGate(const OpenGate&) = delete;
   OpenGate& operator=(const OpenGate&) = delete;
 
  private:
   Guard& guard_;
   const SystemCalls& sys_;
+  const GuardMode mode_;
 };
 
 }  // namespace mpklink

@@ -114,7 +114,7 @@ ElfInfo read_loader(const FileBytes& file, const Elf64_Phdr& ph, ElfInfo info) {
   std::string name(ph.p_filesz, '\0');
   if (!file.read(ph.p_offset, name.data(), name.size())) return malformed("its loader name lies outside the file");
   if (name.back() != '\0') return malformed("its loader name does not end");
-  info.loader = name.c_str();
+  info.loader = name.c_str();  // NOLINT(readability-redundant-string-cstr): up to the first zero byte
   info.kind = ElfKind::kDynamic;
   return info;
 }

@@ -192,6 +192,9 @@ void print_dry_run(const std::vector<Assignment>& environment, const std::vector
 }
 
 /// Not when the program's own stderr is to stay as it is.
+// Not fmt::print, which throws when stderr is closed: the program is to run all the same.
+void complain(const std::string& sentence) { fputs(("mpklink: " + sentence + "\n").c_str(), stderr); }
+
 bool warnings_wanted(const std::vector<Assignment>& environment) {
   for (const Assignment& a : environment) {
     if (a.name == "MPKLINK_LOG") return a.value != "off";
@@ -203,6 +206,7 @@ bool warnings_wanted(const std::vector<Assignment>& environment) {
 /// Becomes the program: its process id, its descriptors, its signals. Returns only if the kernel refuses.
 [[noreturn]] void become(const std::string& path, const std::vector<std::string>& command) {
   std::vector<char*> argv;
+  argv.reserve(command.size() + 1);
   for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
   execvp(path.c_str(),
@@ -215,7 +219,7 @@ int run_program(const RunRequest& request) {
   mpklink::CheckedProgram program = mpklink::check_program(request.command.front());
   std::vector<Assignment> environment = assignments(request);
   if (warnings_wanted(environment)) {
-    for (const std::string& warning : program.warnings) fmt::print(stderr, "mpklink: warning: {}\n", warning);
+    for (const std::string& warning : program.warnings) complain("warning: " + warning);
   }
   if (request.dry_run) {
     print_dry_run(environment, request.command);
@@ -226,7 +230,7 @@ int run_program(const RunRequest& request) {
 }
 
 int usage_error(const std::string& sentence) {
-  fmt::print(stderr, "mpklink: {}\nTry 'mpklink run --help'.\n", sentence);
+  complain(sentence + "\nTry 'mpklink run --help'.");
   return kExitUsage;
 }
 
@@ -263,11 +267,12 @@ int parse_and_run(int argc, char** argv) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(bugprone-exception-escape): what else may come, no memory, ends the tool as it should.
 int main(int argc, char** argv) {
   try {
     return parse_and_run(argc, argv);
   } catch (const Refusal& refusal) {
-    fmt::print(stderr, "mpklink: {}\n", refusal.what());
+    complain(refusal.what());
     return refusal.exit_code;
   }
 }

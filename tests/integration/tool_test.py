@@ -339,6 +339,12 @@ def test_not_found(mpklink):
     assert_refused(mpklink("run", "--", ""), 127)
 
 
+def test_closed_stderr(mpklink):
+    """A message that nobody can read changes no exit code."""
+    closed = subprocess.run(["bash", "-c", f"{TOOL} run -- /no/such/program 2>&-"], env=clean_env(), timeout=30)
+    assert closed.returncode == 127
+
+
 def test_not_executable(mpklink, box):
     assert_refused(mpklink("run", write_script(box / "plain", "#!/bin/sh\n", 0o644)), 126, "may not be executed")
     assert_refused(mpklink("run", box), 126, "directory")
