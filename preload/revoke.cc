@@ -222,12 +222,13 @@ void answer_freeze(int fd, Stream* s) {
   leave_channel(fd, s);
 }
 
-void answer_all_freezes() {
-  for_each_stream([](Stream* s) {
+void answer_all_freezes(bool ends) {
+  for_each_stream([ends](Stream* s) {
     if (!managed(state_of(s)) || s->send_lock.held_by_this_thread()) return;
     const int fd = fd_of(s);
     if (fd < 0 || !pin(fd, s)) return;
     if (asked_for(s)) give_back_all(fd, s);
+    if (ends) leave_to_kernel(fd, s, TransferLock::kInUse);
     unpin(s);
   });
 }

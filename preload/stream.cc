@@ -143,6 +143,7 @@ void end_stream(int fd, Stream* s) {
   if (s->operations.load_relaxed() != 0) make_plain(s, Reason::kShortLived);  // relaxed: the last descriptor is going
   s->pins.fetch_add(1);  // SYNC: pins. Another thread may be taking it back to TCP: the channel stays for us
   if (managed(state_of(s))) {
+    if (fd >= 0) leave_to_kernel(fd, s, TransferLock::kEnding);
     give_back_at_end(fd, s);
     close_managed(fd, s);
   }

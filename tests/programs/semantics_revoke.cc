@@ -44,6 +44,15 @@ int reap(pid_t child) {
   return WEXITSTATUS(status);
 }
 
+void recv_from_pipe(int fd, size_t want) {
+  char buffer[8192];
+  size_t got = 0;
+  ssize_t n;
+  while (got < sizeof buffer && (n = read(fd, buffer + got, sizeof buffer - got)) > 0) got += static_cast<size_t>(n);
+  CHECK_EQ(got, want);
+  pattern_check(buffer, got, kUp, 0);
+}
+
 // inetd: the stream becomes standard input and output of another program. Bytes are on their way when it happens.
 void exec_server(int fd, const Sync& sync) {
   sync.wait();
@@ -245,6 +254,47 @@ void wrong_shutdown_client(int fd, const Sync& sync) {
   finish(fd, sync);
 }
 
+// The peer has finished, and its last bytes are unread, when the stream becomes standard input of another program: inetd with a
+// client that sends its request and half-closes, closes or exits.
+void handed_late_server(int fd, const Sync& sync) {
+  sync.wait();
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    CHECK_EQ(dup2(fd, 0), 0);
+    CHECK_EQ(dup2(ends[1], 1), 1);
+    close(fd);
+    close(ends[0]);
+    close(ends[1]);
+    close(sync.fd());
+    execl("/bin/cat", "cat", nullptr);
+    _exit(1);
+  }
+  close(ends[1]);
+  recv_from_pipe(ends[0], 3000);
+  CHECK_EQ(reap(child), 0);
+  close(ends[0]);
+  close(fd);
+  sync.post();
+}
+
+void half_closed_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 3000);
+  CHECK_EQ(shutdown(fd, SHUT_WR), 0);
+  sync.post();
+  sync.wait();
+  close(fd);
+}
+
+void closed_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 3000);
+  close(fd);
+  sync.post();
+  sync.wait();
+}
+
 // A stream that comes back to TCP because its ring stayed full, while a thread waits for all of a long message: the thread must not
 // be left in the kernel when the rest of the message comes by the next ring.
 constexpr size_t kHead = 1000, kTrickle = 40, kRest = 50 * 1000, kMuch = 320 * 1024, kMore = 200 * 100;
@@ -290,6 +340,8 @@ const Case kCases[] = {
     {"stdio", echo_server, stdio_client},   {"splice", echo_server, splice_client},
     {"urgent", urgent_server, urgent_client}, {"full", full_server, full_client},
     {"wrong_shutdown", wrong_shutdown_server, wrong_shutdown_client},
+    {"half_closed", handed_late_server, half_closed_client},
+    {"closed", handed_late_server, closed_client},
     {"waitall_stalled", waitall_server, waitall_client},
 };
 
