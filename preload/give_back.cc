@@ -102,6 +102,36 @@ bool give_back(int fd, Stream* s) {
   }
 }
 
+namespace {
+
+// Freezes a ring with unread bytes in it; *own: nobody had asked for it. True: there are bytes to give back. Send lock held.
+bool freeze_unread(Stream* s, bool* own) {
+  const Gate gate;
+  const auto path = static_cast<Path>(s->core->send.path.load_relaxed());  // relaxed: under the send lock
+  if (path != Path::kRing) return path == Path::kReturning;
+  RingProducer producer = producer_of(s);
+  if (!producer.refresh() || producer.used() == 0 || outgoing(s).consumer.closed.load_acquire() != 0) return false;  // SYNC: closed
+  *own = !producer.frozen();
+  freeze(&outgoing(s).consumer);
+  return true;
+}
+
+}  // namespace
+
+void leave_to_kernel(int fd, Stream* s, TransferLock::When when) {
+  constexpr int kTries = 2;  // the second one with more room
+  bool own = false;
+  for (int i = 1; i <= kTries; ++i) {
+    const TransferLock lock(fd, s, TransferLock::kSend, when);
+    if (!lock.held() || s->core == nullptr) return;
+    if (s->forked.load_relaxed() || s->send_over_tcp.load_relaxed()) return;  // relaxed: another process sends; TCP takes no more
+    if (!freeze_unread(s, &own) || give_back(fd, s)) return;
+    make_room(fd, s);
+    // Behind a FIN nothing can follow. At the last close a peer that asked for its bytes is waited for (give_back_at_end).
+    if (i == kTries && (own || when == TransferLock::kInUse)) stop_returning(s);
+  }
+}
+
 bool give_back_all(int fd, Stream* s) {
   return give_back_patiently(fd, s, [&] { return TransferLock(fd, s, TransferLock::kSend); });
 }

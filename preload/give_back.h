@@ -2,6 +2,7 @@
 // The sender's half of a revoke: bytes that went into the ring and were not taken from it go over TCP after all.
 #pragma once
 #include "preload/stream.h"
+#include "preload/transfer_lock.h"
 
 namespace mpklink {
 
@@ -12,6 +13,11 @@ bool give_back(int fd, Stream* s);
 // As often as it takes, making room in the socket's send buffer; before the descriptor leaves our hands. No lock held; false:
 // some bytes did not fit within a second.
 bool give_back_all(int fd, Stream* s);
+
+// This end sends no more (shutdown, last close, exit): what is unread in its ring goes to TCP, so that whoever has the other end's
+// socket gets it, also a program that is handed it later and knows nothing of rings. Does not wait: what TCP has no room for
+// stays where a peer of ours finds it. No lock held, gate closed.
+void leave_to_kernel(int fd, Stream* s, TransferLock::When when);
 
 // At the last close: whoever froze the ring still gets everything. Both locks free, `fd` no longer in the table.
 void give_back_at_end(int fd, Stream* s);

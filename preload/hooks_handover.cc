@@ -19,7 +19,7 @@ constexpr int kArgumentsMax = 1 << 16;
 // What an exec hands on goes back to TCP; what it closes gives back what a peer still wants.
 void before_handover() {
   const ErrnoSaver keep;
-  if (!in_foreign_child()) answer_all_freezes();
+  if (!in_foreign_child()) answer_all_freezes(false);
   revoke_inheritable(Reason::kExec);
 }
 

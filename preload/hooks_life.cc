@@ -8,6 +8,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/export.h"
+#include "preload/give_back.h"
 #include "preload/hook_scope.h"
 #include "preload/pollers.h"
 #include "preload/revoke.h"
@@ -164,7 +165,10 @@ int mpklink_close(int fd) {
 int mpklink_shutdown(int fd, int how) noexcept {
   Stream* s = stream_of(fd);
   if (s == nullptr || !managed(state_of(s))) return real().shutdown(fd, how);
-  if (how != SHUT_RD) answer_freeze(fd, s);  // what a peer wants back goes before the FIN
+  if (how == SHUT_WR || how == SHUT_RDWR) {  // before the FIN
+    answer_freeze(fd, s);
+    leave_to_kernel(fd, s, TransferLock::kInUse);
+  }
   // Before the FIN is on its way: sends meet the kernel's EPIPE, and nobody mistakes the end of the connection for a death.
   const uint32_t before = how == SHUT_WR || how == SHUT_RDWR ? s->send_over_tcp.exchange(1) : 1;
   const int result = real().shutdown(fd, how);

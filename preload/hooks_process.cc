@@ -12,7 +12,7 @@ namespace {
 // Before the process ends without its destructors.
 void end_process() {
   if (in_foreign_child()) return;
-  answer_all_freezes();
+  answer_all_freezes(true);
   write_stats();
   streams_at_exit();
 }

@@ -19,7 +19,7 @@ __attribute__((constructor)) void load() {
 }
 
 __attribute__((destructor)) void unload() {
-  answer_all_freezes();
+  answer_all_freezes(true);
   write_stats();
   streams_at_exit();
 }

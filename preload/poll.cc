@@ -105,6 +105,7 @@ class PollCall {
   bool fresh_ = false;
   bool wants_space_ = false;
   bool answers_due_ = false;
+  bool answering_ = false;   // something is still to be given back, perhaps: look again soon
   bool inherited_ = false;
   bool has_sets_ = false;
 };
@@ -205,11 +206,12 @@ bool PollCall::look_at_rings() {
   return ready;
 }
 
-// What the look found asked for. Gate closed. What TCP has no room for yet goes later: this thread looks by time.
+// What the look found asked for. Gate closed. What TCP has no room for yet goes later: this thread looks by time, until a look
+// finds nothing any more.
 void PollCall::answer() {
+  answering_ = answers_due_;
   if (!answers_due_) return;
   answers_due_ = false;
-  slow_ = true;
   for (nfds_t i = 0; i < n_; ++i) {
     if (entries_[i].pinned && entries_[i].give_back) answer_freeze(fds_[i].fd, entries_[i].stream);
   }
@@ -278,7 +280,7 @@ void PollCall::look_for_orphans() {
 
 int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   std::int64_t wait_ns = left_ns;
-  std::int64_t cap = slow_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
+  std::int64_t cap = slow_ || answering_ ? kSlowLookNs : fresh_ ? kFreshLookNs : wants_space_ ? kOrphanLookNs : -1;
   if (has_sets_) cap_by_sets(&cap);
   fresh_ = false;
   if (cap >= 0 && (wait_ns < 0 || wait_ns > cap)) wait_ns = cap;

@@ -20,9 +20,20 @@ std::uint32_t sticky_events(std::uint32_t sticky) {
 
 Path path_of(const Atomic<std::uint32_t>& word) { return static_cast<Path>(word.load_relaxed()); }  // relaxed: a look
 
+// SO_RCVLOWAT at the switch: the bytes are there, some of them still in TCP, which alone has too few. Bytes in the ring say that
+// all of TCP's have been sent. A peer that lies here makes us ready too early, no more.
+bool enough_in_both(Stream* s) {
+  if (s->channel == nullptr || low_water(s) <= 1 || path_of(s->core->receive.path) != Path::kTcp) return false;
+  const std::uint64_t at = incoming(s).producer.switch_at.load_acquire();  // SYNC: switch_at
+  RingConsumer consumer = consumer_of(s);
+  if (at == 0 || consumer.frozen() || !consumer.refresh() || consumer.available() == 0) return false;
+  return at - 1 - s->core->receive.tcp_received.load_relaxed() + consumer.available() >= low_water(s);  // relaxed: a look
+}
+
 void look_at_input(Stream* s, Readiness* r) {
   if (s->channel == nullptr || path_of(s->core->receive.path) != Path::kRing) {
     r->ask_kernel |= EPOLLIN;
+    if (enough_in_both(s)) r->events |= kReads;
     return;
   }
   RingConsumer consumer = consumer_of(s);

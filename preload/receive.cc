@@ -10,6 +10,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
+#include "preload/kernel_path.h"
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/readiness.h"
@@ -116,6 +117,24 @@ ssize_t kernel_receive(const Call& c, std::size_t skip, std::size_t limit) {
   header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, skip, limit, to));
   if (header.msg_iovlen == 0) return errno = EFAULT, -1;
   return quiet().recvmsg(c.fd, &header, (c.flags | MSG_DONTWAIT) & ~MSG_WAITALL);
+}
+
+// Bytes that are looked at and not taken: behind the `n` last ones of TCP the ring goes on. Returns how many of it were added.
+std::size_t peek_behind(const Call& c, std::size_t n) {
+  Stream* s = c.s;
+  iovec to[kPartsMax];
+  const int parts = window(c.parts, c.count, n, SIZE_MAX, to);
+  if (s->core == nullptr || parts == 0 || touches_guarded(to, parts)) return 0;
+  const Gate gate;
+  const ReceiveState& state = s->core->receive;
+  if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcp) return 0;  // relaxed: under the receive lock
+  // SYNC: switch_at. Only compared: what a false one shows is the peer's own bytes.
+  if (incoming(s).producer.switch_at.load_acquire() != state.tcp_received.load_relaxed() + n + 1) return 0;
+  RingConsumer consumer = consumer_of(s);
+  if (!consumer.refresh() || consumer.available() == 0) return 0;
+  Look look;
+  take_from_ring(&consumer, to, parts, c.flags, &look);
+  return consumer.frozen() ? 0 : look.taken;  // frozen: they come over TCP
 }
 
 bool unread_by_peer(Stream* s) {
@@ -227,6 +246,7 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
     }
   }
   if (n > 0) n = kernel_receive(c, skip, limit);
+  if (n > 0 && (c.flags & MSG_PEEK)) n += static_cast<ssize_t>(peek_behind(c, static_cast<std::size_t>(n)));
   if (n > 0) {
     Step of_kernel = moved(n);
     of_kernel.more = count_and_follow(s, n, c.flags);  // the ring has more for this call, perhaps
@@ -266,17 +286,21 @@ ssize_t receive_nothing(const Call& c) {
   }
 }
 
-// The stream went back to TCP in the middle of a call that waits for all: the kernel goes on.
-ssize_t receive_rest(const Call& c, std::size_t done) {
-  if (fd_table().stream(c.fd) != c.s || managed(state_of(c.s))) return static_cast<ssize_t>(done);
+// The stream went back to TCP in the middle of a call that waits for all: the kernel goes on, counted as any call that may
+// block there, or the next upgrade would not know that somebody sleeps on the socket alone. False: it has been upgraded already.
+bool receive_rest(const Call& c, std::size_t done, ssize_t* result) {
+  *result = static_cast<ssize_t>(done);
+  if (fd_table().stream(c.fd) != c.s) return true;
   iovec to[kPartsMax];
   msghdr header = {};
   header.msg_iov = to;
   header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, done, SIZE_MAX, to));
-  const ssize_t n = header.msg_iovlen == 0 ? 0 : real().recvmsg(c.fd, &header, c.flags);
-  if (n > 0) c.s->tcp_received.fetch_add(static_cast<std::uint64_t>(n));
+  if (header.msg_iovlen == 0) return true;
+  ssize_t n = 0;
+  if (!kernel_operation(c.fd, c.s, Flow::kIn, true, &n, [&] { return real().recvmsg(c.fd, &header, c.flags); })) return false;
   if (n < 0) keep_for_next_call(c.s, errno);
-  return static_cast<ssize_t>(done) + (n > 0 ? n : 0);
+  *result += n > 0 ? n : 0;
+  return true;
 }
 
 // MSG_PEEK with MSG_WAITALL waits for all, which stay where they are: no event says that there are more, so it is by time. False:
@@ -328,7 +352,11 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     {
       const TransferLock lock(fd, s, TransferLock::kReceive);
       if (lock.reentered()) return finish_call(done, EAGAIN);
-      if (!lock.held() && done > 0 && (flags & MSG_WAITALL)) return receive_rest(call, done);
+      if (!lock.held() && done > 0 && (flags & MSG_WAITALL)) {
+        ssize_t result = 0;
+        if (receive_rest(call, done, &result)) return result;
+        continue;
+      }
       if (!lock.held()) return lost_stream(fd, s, done, waited);
       step = receive_step(call, done, total - done, &follow);
     }

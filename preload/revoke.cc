@@ -33,8 +33,16 @@ bool asked_for(Stream* s) {
   return (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;                        // SYNC: frozen
 }
 
-// Both directions are TCP's again: the stream goes on as an ordinary connection, perhaps to be upgraded anew.
-void leave_channel(int fd, Stream* s) {
+// Whatever the peer asks for, it has been done, or never can be. Send lock held.
+bool nothing_to_answer(Stream* s) {
+  if (s->send_over_tcp.load_relaxed()) return true;  // relaxed: as above
+  const Gate gate;
+  return static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain;  // relaxed: send lock
+}
+
+// Both directions are TCP's again: the stream goes on as an ordinary connection, perhaps to be upgraded anew. Pinned: between the
+// locks and the release another thread may close it, and the object be somebody else's.
+void leave_pinned(int fd, Stream* s) {
   {
     const TransferLock send(fd, s, TransferLock::kSend);
     const TransferLock receive(fd, s, TransferLock::kReceive);
@@ -53,6 +61,12 @@ void leave_channel(int fd, Stream* s) {
     back_to_tcp(s);
   }
   release_stream(s, kDropChannel);
+}
+
+void leave_channel(int fd, Stream* s) {
+  if (!pin(fd, s)) return;
+  leave_pinned(fd, s);
+  unpin(s);
 }
 
 void freeze_outgoing(int fd, Stream* s) {
@@ -197,7 +211,8 @@ void answer_freeze(int fd, Stream* s) {
   {
     const TransferLock lock(fd, s, TransferLock::kSend);
     if (!lock.held() || s->core == nullptr) return;
-    if (!asked_for(s) || give_back(fd, s)) s->answered.store_relaxed(1);  // relaxed: a hint
+    // Nobody may have asked: then a later wish is still to be answered.
+    if (asked_for(s) ? give_back(fd, s) : nothing_to_answer(s)) s->answered.store_relaxed(1);  // relaxed: a hint
   }
   if (s->stalled.exchange(0) != 0) {
     count_plain(Reason::kStalled);
@@ -207,12 +222,13 @@ void answer_freeze(int fd, Stream* s) {
   leave_channel(fd, s);
 }
 
-void answer_all_freezes() {
-  for_each_stream([](Stream* s) {
+void answer_all_freezes(bool ends) {
+  for_each_stream([ends](Stream* s) {
     if (!managed(state_of(s)) || s->send_lock.held_by_this_thread()) return;
     const int fd = fd_of(s);
     if (fd < 0 || !pin(fd, s)) return;
     if (asked_for(s)) give_back_all(fd, s);
+    if (ends) leave_to_kernel(fd, s, TransferLock::kInUse);
     unpin(s);
   });
 }

@@ -19,8 +19,9 @@ void revoke_all(Reason reason);
 // The peer has (perhaps) frozen our sending ring: gives back what it wants. No lock held, gate closed. Cheap when there is
 // nothing to do.
 void answer_freeze(int fd, Stream* s);
-// The same for all streams: this process will not come by again (exit, exec).
-void answer_all_freezes();
+// The same for all streams: this process will not come by again (exit, exec). `ends`: nor
+// does anybody else; what is unread in its rings goes to the kernel.
+void answer_all_freezes(bool ends);
 
 // A look found that a direction changed its path, or that the peer asks for an answer. No lock held.
 void path_moved(int fd, Stream* s);

@@ -8,6 +8,7 @@
 
 #include "preload/fd_table.h"
 #include "preload/give_back.h"
+#include "preload/kernel_path.h"
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/revoke.h"
@@ -62,7 +63,8 @@ bool route_to_ring(Stream* s, std::size_t want, Route* route) {
     path = Path::kDraining;
   }
   if (path == Path::kRing && !(out.consumer.head.load_relaxed() & kFrozenBit)) {  // relaxed: looked at again by refresh
-    if (out.consumer.closed.load_acquire()) {                                     // SYNC: closed
+    // SYNC: closed. A peer that left the channel froze the ring before: looked at again behind this.
+    if (out.consumer.closed.load_acquire() && !(out.consumer.head.load_acquire() & kFrozenBit)) {
       s->send_over_tcp.store_relaxed(1);
       return false;
     }
@@ -177,20 +179,22 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
   return kernel_send(c, skip, route.limit);
 }
 
-// The stream went back to TCP in the middle of a blocking call, which never sends less than all: the kernel goes on.
-ssize_t send_rest(const Call& c, std::size_t done) {
+// The stream went back to TCP in the middle of a blocking call, which never sends less than all: the kernel goes on, counted as
+// any call that may block there. False: the stream has been upgraded already.
+bool send_rest(const Call& c, std::size_t* done) {
   for (;;) {
-    if (fd_table().stream(c.fd) != c.s || managed(state_of(c.s))) return static_cast<ssize_t>(done);
+    if (fd_table().stream(c.fd) != c.s) return true;
     iovec from[kPartsMax];
     msghdr header = {};
     header.msg_iov = from;
-    header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, done, SIZE_MAX, from));
-    if (header.msg_iovlen == 0) return static_cast<ssize_t>(done);
-    const ssize_t n = real().sendmsg(c.fd, &header, c.flags | MSG_NOSIGNAL);
+    header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, *done, SIZE_MAX, from));
+    if (header.msg_iovlen == 0) return true;
+    ssize_t n = 0;
+    const auto send = [&] { return real().sendmsg(c.fd, &header, c.flags | MSG_NOSIGNAL); };
+    if (!kernel_operation(c.fd, c.s, Flow::kOut, true, &n, send)) return false;
     if (n < 0) keep_for_next_call(c.s, errno);
-    if (n <= 0) return static_cast<ssize_t>(done);
-    c.s->tcp_sent.fetch_add(static_cast<std::uint64_t>(n));
-    done += static_cast<std::size_t>(n);
+    if (n <= 0) return true;
+    *done += static_cast<std::size_t>(n);
   }
 }
 
@@ -240,7 +244,10 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
     {
       const TransferLock lock(fd, s, TransferLock::kSend);
       if (lock.reentered()) return finish_call(done, EAGAIN);
-      if (!lock.held() && done > 0 && !non_blocking(s, flags)) return send_rest(call, done);
+      if (!lock.held() && done > 0 && !non_blocking(s, flags)) {
+        if (send_rest(call, &done)) return static_cast<ssize_t>(done);
+        continue;
+      }
       if (!lock.held()) return lost_stream(fd, s, done, waited);
       step = send_step(call, done, total - done);
     }

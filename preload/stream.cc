@@ -146,7 +146,9 @@ void end_stream(int fd, Stream* s) {
   s->step_lock.lock();  // no upgrade step is under way, and none begins: the table no longer knows the stream
   detach_members(s);
   if (s->operations.load_relaxed() != 0) make_plain(s, Reason::kShortLived);  // relaxed: the last descriptor is going
+  s->pins.fetch_add(1);  // SYNC: pins. Another thread may be taking it back to TCP: the channel stays for us
   if (managed(state_of(s))) {
+    if (fd >= 0) leave_to_kernel(fd, s, TransferLock::kEnding);
     give_back_at_end(fd, s);
     close_managed(fd, s);
   }
@@ -155,6 +157,7 @@ void end_stream(int fd, Stream* s) {
   s->rendezvous_fd = -1;
   drop_holder(s);
   s->step_lock.unlock();
+  unpin(s);
   release_stream(s, kFreeStream);
 }
 

@@ -68,7 +68,8 @@ CASES = {
     ).split(),
     "semantics_epoll_nested": "poll poll_out poll_edge poll_beside level asleep edge deep mixed closed".split(),
     "semantics_epoll_fork": "child parent closes polls".split(),
-    "semantics_revoke": "exec pass stdio splice urgent full".split(),
+    "semantics_revoke": "exec pass stdio splice urgent full wrong_shutdown half_closed closed waitall_stalled".split(),
+    "semantics_switch": "peek_all low_water".split(),
     "semantics_process": (
         "fork underscore_fork clone_call heir_fork heir_underscore_fork heir_clone_call turns_fork turns_underscore_fork"
         " turns_clone_call vfork clone_files clone_vm clone_closes child_reads child_writes two_writers two_readers shutdown"

@@ -44,6 +44,15 @@ int reap(pid_t child) {
   return WEXITSTATUS(status);
 }
 
+void recv_from_pipe(int fd, size_t want) {
+  char buffer[8192];
+  size_t got = 0;
+  ssize_t n;
+  while (got < sizeof buffer && (n = read(fd, buffer + got, sizeof buffer - got)) > 0) got += static_cast<size_t>(n);
+  CHECK_EQ(got, want);
+  pattern_check(buffer, got, kUp, 0);
+}
+
 // inetd: the stream becomes standard input and output of another program. Bytes are on their way when it happens.
 void exec_server(int fd, const Sync& sync) {
   sync.wait();
@@ -220,10 +229,120 @@ void full_client(int fd, const Sync& sync) {
   finish(fd, sync);
 }
 
+// A shutdown that the kernel refuses is no answer to what the peer asks for later.
+void wrong_shutdown_server(int fd, const Sync& sync) {
+  errno = 0;
+  CHECK(shutdown(fd, 7) == -1 && errno == EINVAL);
+  send_pattern(fd, kDown, 0, 3000);
+  sync.meet();
+  recv_pattern(fd, kUp, 0, 10);  // asleep in here, it gives back what is unread
+  expect_eof(fd);
+  sync.post();
+  close(fd);
+}
+
+void wrong_shutdown_client(int fd, const Sync& sync) {
+  sync.meet();
+  sleep_ms(20);  // the other end may be asleep by now; if not, it answers all the same
+  FILE* in = fdopen(dup(fd), "r");
+  CHECK(in != nullptr);
+  char buffer[3000];
+  CHECK_EQ(fread(buffer, 1, sizeof buffer, in), sizeof buffer);
+  pattern_check(buffer, sizeof buffer, kDown, 0);
+  send_pattern(fd, kUp, 0, 10);
+  CHECK_EQ(fclose(in), 0);
+  finish(fd, sync);
+}
+
+// The peer has finished, and its last bytes are unread, when the stream becomes standard input of another program: inetd with a
+// client that sends its request and half-closes, closes or exits.
+void handed_late_server(int fd, const Sync& sync) {
+  sync.wait();
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    CHECK_EQ(dup2(fd, 0), 0);
+    CHECK_EQ(dup2(ends[1], 1), 1);
+    close(fd);
+    close(ends[0]);
+    close(ends[1]);
+    close(sync.fd());
+    execl("/bin/cat", "cat", nullptr);
+    _exit(1);
+  }
+  close(ends[1]);
+  recv_from_pipe(ends[0], 3000);
+  CHECK_EQ(reap(child), 0);
+  close(ends[0]);
+  close(fd);
+  sync.post();
+}
+
+void half_closed_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 3000);
+  CHECK_EQ(shutdown(fd, SHUT_WR), 0);
+  sync.post();
+  sync.wait();
+  close(fd);
+}
+
+void closed_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 3000);
+  close(fd);
+  sync.post();
+  sync.wait();
+}
+
+// A stream that comes back to TCP because its ring stayed full, while a thread waits for all of a long message: the thread must not
+// be left in the kernel when the rest of the message comes by the next ring.
+constexpr size_t kHead = 1000, kTrickle = 40, kRest = 50 * 1000, kMuch = 320 * 1024, kMore = 200 * 100;
+
+void* wait_for_all(void* argument) {
+  const int fd = *static_cast<int*>(argument);
+  static char message[kHead + kTrickle + kRest];
+  CHECK_EQ(recv(fd, message, sizeof message, MSG_WAITALL), sizeof message);
+  pattern_check(message, sizeof message, kUp, 0);
+  return nullptr;
+}
+
+void waitall_server(int fd, const Sync& sync) {
+  const pthread_t thread = start_thread(wait_for_all, &fd);
+  send_pattern(fd, kDown, 0, kMuch);
+  for (size_t at = 0; at < kMore; at += 100) {
+    send_pattern(fd, kDown, kMuch + at, 100);
+    if (at % 1000 == 0) sync.meet();
+  }
+  join_thread(thread);
+  expect_eof(fd);
+  sync.post();
+  close(fd);
+}
+
+void waitall_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, kHead);
+  for (size_t i = 0; i < kTrickle; i++) {  // 0.8 s: the other end's ring is full for long
+    sleep_ms(20);
+    send_pattern(fd, kUp, kHead + i, 1);
+  }
+  recv_pattern(fd, kDown, 0, kMuch);
+  for (size_t at = 0; at < kMore; at += 100) {
+    recv_pattern(fd, kDown, kMuch + at, 100);
+    if (at % 1000 == 0) sync.meet();
+  }
+  for (size_t at = 0; at < kRest; at += 1000) send_pattern(fd, kUp, kHead + kTrickle + at, 1000);
+  finish(fd, sync);
+}
+
 const Case kCases[] = {
     {"exec", exec_server, exec_client},     {"pass", echo_server, pass_client},
     {"stdio", echo_server, stdio_client},   {"splice", echo_server, splice_client},
     {"urgent", urgent_server, urgent_client}, {"full", full_server, full_client},
+    {"wrong_shutdown", wrong_shutdown_server, wrong_shutdown_client},
+    {"half_closed", handed_late_server, half_closed_client},
+    {"closed", handed_late_server, closed_client},
+    {"waitall_stalled", waitall_server, waitall_client},
 };
 
 }  // namespace
