@@ -254,7 +254,7 @@ void make_plain(Stream* stream, Reason reason) {
 }
 
 bool note_full(Stream* s, std::uint64_t head) {
-  constexpr std::uint64_t kStallNs = 200000000;
+  constexpr std::uint64_t kStallNs = 500000000;
   const std::uint64_t now = now_ns();
   if (s->full_since_ns.load_relaxed() == 0 || s->full_head.load_relaxed() != head) {  // relaxed: hints about time
     s->full_head.store_relaxed(head);

@@ -143,6 +143,12 @@ REVOKES = {
 # Nothing is upgraded although both ends are preloaded.
 FALLS_BACK = {("semantics_uring", "before"), ("semantics_uring", "before_unused")}
 
+# The server makes both ends of its connections: with it alone preloaded there are rings, too.
+BOTH_ENDS_IN_SERVER = {
+    *(("semantics_connect", case) for case in CASES["semantics_connect"]), ("semantics_threads", "shutdown_wakes"),
+    ("semantics_threads", "shutdown_accept"), ("semantics_signals", "connect"), ("semantics_signals", "accept"),
+}  # fmt: skip
+
 # What has to go over the ring at least, where that is more than the warm-up, or at most.
 RING_BYTES = {
     ("semantics_process", "bgsave"): 2 * 20 * 20 * 200,  # the child has not touched it
