@@ -68,6 +68,7 @@ CASES = {
     ).split(),
     "semantics_epoll_nested": "poll poll_out poll_edge poll_beside level asleep edge deep mixed closed".split(),
     "semantics_epoll_fork": "child parent closes polls".split(),
+    "semantics_edges": "full_array wide_select small_stack cancel_sendfile".split(),
     "semantics_revoke": "exec pass stdio splice urgent full".split(),
     "semantics_process": (
         "fork underscore_fork clone_call heir_fork heir_underscore_fork heir_clone_call turns_fork turns_underscore_fork"
