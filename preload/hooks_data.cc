@@ -264,7 +264,11 @@ ssize_t mpklink_sendfile64(int out, int in, off64_t* offset, size_t count) noexc
 
 // The kernel's loop (net/socket.c, __sys_recvmmsg): an error after the first message is the next call's.
 int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, struct timespec* timeout) {
-  if (stream_of(fd) == nullptr) return real().recvmmsg(fd, messages, n, flags, timeout);
+  if (stream_of(fd) == nullptr) {
+    const int got = real().recvmmsg(fd, messages, n, flags, timeout);
+    for (int i = 0; i < got; ++i) forget_received_descriptors(&messages[i].msg_hdr);
+    return got;
+  }
   // The time is looked at after each message only (recvmmsg(2), BUGS).
   timespec time = {};
   if (timeout != nullptr && user_copy(&time, timeout, sizeof time) != 0) return errno = EFAULT, -1;

@@ -68,7 +68,7 @@ CASES = {
     ).split(),
     "semantics_epoll_nested": "poll poll_out poll_edge poll_beside level asleep edge deep mixed closed".split(),
     "semantics_epoll_fork": "child parent closes polls".split(),
-    "semantics_edges": "full_array wide_select small_stack cancel_sendfile".split(),
+    "semantics_edges": "full_array wide_select small_stack cancel_sendfile crash_handler nonblocking_child".split(),
     "semantics_revoke": "exec pass stdio splice urgent full".split(),
     "semantics_process": (
         "fork underscore_fork clone_call heir_fork heir_underscore_fork heir_clone_call turns_fork turns_underscore_fork"
@@ -118,7 +118,7 @@ BEYOND = {
 # takes the number that was closed.
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
-    "fork_child", "fork_parent", "fork_closes", "fork_polls", "number_reused",
+    "fork_child", "fork_parent", "fork_closes", "fork_polls", "number_reused", "nonblocking_child",
     "makers", "closers", "standard",  # counts on the numbers that it gets
 }  # fmt: skip
 

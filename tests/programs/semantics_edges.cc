@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Odd sizes around a stream: the widest arrays and sets, the smallest stack, a call that is no cancellation point. `NAME list` prints the
-// cases.
+// Oddities around a stream: the widest arrays and sets, the smallest stack, a call that is no cancellation point, handlers that did not
+// run, a flag that another process sets. `NAME list` prints the cases.
+#include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/sendfile.h>
+#include <sys/wait.h>
+
+#include <initializer_list>
 
 #include "asleep.h"
 #include "case_main.h"
@@ -145,11 +150,56 @@ void late_reader_client(int fd, const Sync& sync) {
   reader_client(fd, sync);
 }
 
+// A crash handler without SA_RESTART says nothing about the handler that has run, nor does one whose signal is blocked.
+void crash_handler_server(int fd, const Sync& sync) {
+  struct sigaction action = {};
+  action.sa_handler = [](int) {};
+  for (const int number : {SIGSEGV, SIGFPE, SIGUSR2}) CHECK_EQ(sigaction(number, &action, nullptr), 0);
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGUSR2);
+  CHECK_EQ(pthread_sigmask(SIG_BLOCK, &blocked, nullptr), 0);
+  action.sa_flags = SA_RESTART;
+  CHECK_EQ(sigaction(SIGUSR1, &action, nullptr), 0);
+  const pthread_t self = pthread_self();
+  const pid_t tid = gettid();
+  WhenAsleep later([self, tid, &sync] {
+    pthread_kill(self, SIGUSR1);
+    await_asleep(tid);
+    sync.post();
+  });
+  char byte;
+  CHECK_EQ(recv(fd, &byte, 1, 0), 1);
+  char rest[kBytes - 1];
+  CHECK_EQ(recv(fd, rest, sizeof rest, MSG_WAITALL), sizeof rest);
+  close(fd);
+}
+
+// O_NONBLOCK is the open file's: a child that sets it sets it for its parent, too.
+void nonblocking_child_server(int fd, const Sync& sync) {
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    set_nonblocking(fd);
+    kill(getpid(), SIGKILL);
+  }
+  int status;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK(WIFSIGNALED(status));
+  char byte;
+  CHECK_ERRNO(recv(fd, &byte, 1, 0), EAGAIN);
+  CHECK_EQ(fcntl(fd, F_SETFL, 0), 0);
+  sync.post();
+  take(fd);
+}
+
 const Case kCases[] = {
     {"full_array", full_array_server, sender_client},
     {"wide_select", wide_select_server, sender_client},
     {"small_stack", small_stack_server, reader_client},
     {"cancel_sendfile", cancel_sendfile_server, late_reader_client},
+    {"crash_handler", crash_handler_server, sender_client},
+    {"nonblocking_child", nonblocking_child_server, sender_client},
 };
 
 }  // namespace
