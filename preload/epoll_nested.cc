@@ -14,6 +14,7 @@
 #include "preload/epoll_tag.h"
 #include "preload/fd_table.h"
 #include "preload/pollers.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
@@ -223,7 +224,9 @@ int epoll_ctl_set(int epfd, int op, int fd, EpollSet* inner, epoll_event* event)
   if (locks_held_here() != 0) return kUnhandled;  // in a handler that interrupted us
   if (op == EPOLL_CTL_ADD) mark_nested(inner);
   EpollSet* set = fd_table().epoll(epfd);
-  if (set == nullptr || set == inner || (event == nullptr && op != EPOLL_CTL_DEL)) return kUnhandled;
+  epoll_event copy = {};
+  if (set == nullptr || set == inner || (op != EPOLL_CTL_DEL && user_copy(&copy, event, sizeof copy) != 0)) return kUnhandled;
+  event = &copy;
   if (op == EPOLL_CTL_ADD && (event->events & EPOLLEXCLUSIVE)) return kUnhandled;  // EINVAL, for a set
   int result = 0;
   {

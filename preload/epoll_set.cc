@@ -14,6 +14,7 @@
 #include "preload/rendezvous.h"
 #include "preload/revoke.h"
 #include "shm/raw_syscall.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
@@ -453,7 +454,9 @@ bool is_epoll(int epfd) {
 
 int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
   if (state_of(s) == State::kPlain && op != EPOLL_CTL_DEL) return kUnhandled;
-  if (event == nullptr && op != EPOLL_CTL_DEL) return kUnhandled;  // EFAULT
+  epoll_event copy = {};
+  if (op != EPOLL_CTL_DEL && user_copy(&copy, event, sizeof copy) != 0) return kUnhandled;  // EFAULT
+  event = &copy;
   EpollSet* set = fd_table().epoll(epfd);
   if (set == nullptr) {
     if (!is_epoll(epfd)) return -1;

@@ -12,7 +12,7 @@
 namespace mpklink {
 namespace {
 
-Atomic<std::uint32_t> g_installed;  // bit 0 SIGSEGV, bit 1 SIGBUS: ours is what the kernel has
+Atomic<std::uint32_t> g_installed;  // bit 0 SIGSEGV, bit 1 SIGBUS: ours stands for the default action
 
 std::uint32_t bit_of(int number) { return number == SIGSEGV ? 1 : 2; }
 

@@ -3,7 +3,7 @@
 //
 // DESIGN section 1 wants no signal handler of ours; it also wants, before that, that the program cannot tell. recv(2) into
 // an unmapped page is EFAULT and not a crash, and no check beforehand is sound (memory may go away at any time) or free (a
-// system call each). So the handler is there from the first connection on, and only where the program has none: one that sets
+// system call each). So the handler is there from the first socket or epoll instance on, and only where the program has none: one that sets
 // its own replaces ours, and is never told of ours (hooks_signal.cc). Faults elsewhere end as if it did not exist: the default
 // action is put back and the instruction faults again.
 #pragma once
@@ -15,7 +15,7 @@ namespace mpklink {
 
 void install_fault_handlers();           // where the disposition is the default; once
 bool is_fault_handler(const struct sigaction& action);
-// The program asks for the default action of SIGSEGV or SIGBUS: ours, when it was in force. Null: it was not.
+// The program asks for the default action of SIGSEGV or SIGBUS: ours, when it has ever stood in for it. Null: it has not.
 const struct sigaction* default_or_ours(int number);
 
 // Whether [at, at + n) can be read, or read and written, now. For the small structures of a call.

@@ -19,6 +19,8 @@ class FdTable {
   EpollSet* epoll(int fd) const { return reinterpret_cast<EpollSet*>(entry(fd, kEpoll)); }
   bool hidden(int fd) const { return word(fd) == kHidden; }
   bool empty(int fd) const { return word(fd) == 0; }
+  // Nothing was ever entered: no call concerns us, and no fault handler is there to read a program's memory under.
+  bool unused() const { return words_.load_relaxed() == 0; }  // relaxed: a number of ours was handed out after it was entered
 
   // False: the table could not be made or the number is beyond it; the descriptor stays unknown.
   bool set_stream(int fd, Stream* stream) { return set(fd, reinterpret_cast<std::uintptr_t>(stream) | kStream); }

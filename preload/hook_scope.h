@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What every hook does first.
 #pragma once
+#include <pthread.h>
+
 #include "preload/fd_table.h"
 #include "preload/process.h"
 #include "preload/rendezvous.h"
@@ -16,5 +18,17 @@ inline int fresh_fd(int fd) {
   if (fd >= 0 && !fd_table().empty(fd) && !in_foreign_child()) forget_fd(fd);
   return fd;
 }
+
+// For a call that is no cancellation point, although what it does here is.
+class CancellationOff {
+ public:
+  CancellationOff() { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
+  ~CancellationOff() { pthread_setcancelstate(before_, nullptr); }
+  CancellationOff(const CancellationOff&) = delete;
+  CancellationOff& operator=(const CancellationOff&) = delete;
+
+ private:
+  int before_ = 0;
+};
 
 }  // namespace mpklink

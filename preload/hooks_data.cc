@@ -44,7 +44,8 @@ void keep_error(int fd, int error) {
 void leave_rest(timespec* timeout, std::uint64_t deadline) {
   const std::uint64_t now = now_ns();
   const std::uint64_t left = deadline > now ? deadline - now : 0;
-  *timeout = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+  const timespec rest = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+  user_copy(timeout, &rest, sizeof rest);
 }
 
 // The rest of a message would be missing in front of the next one (net/socket.c, __sys_sendmmsg: msg_data_left).
@@ -61,17 +62,24 @@ int take_socket_error(int fd) {
 }
 
 // A descriptor that goes to another process over a Unix socket: from then on two tables know the connection.
+// Bad memory and bad lengths are the kernel's to refuse.
 void note_passed_descriptors(const msghdr* message) {
-  if (message->msg_controllen < sizeof(cmsghdr)) return;
-  auto* header = const_cast<msghdr*>(message);
-  for (cmsghdr* c = CMSG_FIRSTHDR(header); c != nullptr; c = CMSG_NXTHDR(header, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; ++i) {
+  msghdr header = {};
+  if (fd_table().unused() || user_copy(&header, message, sizeof header) != 0 || header.msg_control == nullptr) return;
+  const auto* at = static_cast<const unsigned char*>(header.msg_control);
+  std::size_t left = header.msg_controllen;
+  cmsghdr c = {};
+  while (left >= sizeof c && user_copy(&c, at, sizeof c) == 0 && c.cmsg_len >= sizeof c && c.cmsg_len <= left) {
+    const bool rights = c.cmsg_level == SOL_SOCKET && c.cmsg_type == SCM_RIGHTS;
+    for (std::size_t i = CMSG_LEN(0); rights && i + sizeof(int) <= c.cmsg_len; i += sizeof(int)) {
       int fd = -1;
-      memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
+      if (user_copy(&fd, at + i, sizeof fd) != 0) return;
       if (Stream* s = stream_of(fd)) revoke(fd, s, Reason::kPassed);
     }
+    const std::size_t step = CMSG_ALIGN(c.cmsg_len);
+    if (step >= left) return;
+    at += step;
+    left -= step;
   }
 }
 
@@ -118,10 +126,11 @@ ssize_t receive_message_any(int fd, msghdr* message, int flags) {
 ssize_t send_message_any(int fd, const msghdr* message, int flags) {
   msghdr header;
   if (!read_header(fd, message, &header)) {
-    if (stream_of(fd) == nullptr && message != nullptr && message->msg_control != nullptr) note_passed_descriptors(message);
+    if (stream_of(fd) == nullptr) note_passed_descriptors(message);
     return real().sendmsg(fd, message, flags);
   }
-  if (header.msg_controllen > 0 || header.msg_name != nullptr) {
+  const Stream* s = stream_of(fd);
+  if (s != nullptr && managed(state_of(s)) && (header.msg_controllen > 0 || header.msg_name != nullptr)) {
     // Whether the kernel accepts them: it looks at both before any byte (net/ipv4/tcp.c, tcp_sendmsg_locked).
     msghdr nothing = header;
     nothing.msg_iovlen = 0;
@@ -131,7 +140,9 @@ ssize_t send_message_any(int fd, const msghdr* message, int flags) {
                   [&] { return real().sendmsg(fd, message, flags); });
 }
 
+// No cancellation point, unlike the waits it is made of here.
 ssize_t send_file_any(int fd, int in_fd, off64_t* offset, size_t count) {
+  const CancellationOff quiet;
   const auto call = [&] { return real().sendfile64(fd, in_fd, offset, count); };
   while (Stream* s = stream_of(fd)) {
     const State state = state_of(s);
@@ -227,7 +238,7 @@ ssize_t mpklink_send(int fd, const void* buf, size_t n, int flags) {
 }
 ssize_t mpklink_sendto(int fd, const void* buf, size_t n, int flags, const struct sockaddr* to, socklen_t len) {
   const iovec part = {const_cast<void*>(buf), shortened(n)};
-  const bool odd = to != nullptr && (len > sizeof(sockaddr_storage) || !can_read(to, len));
+  const bool odd = stream_of(fd) != nullptr && to != nullptr && (len > sizeof(sockaddr_storage) || !can_read(to, len));
   if (odd) return real().sendto(fd, buf, n, flags, to, len);  // refused before any byte
   return send_any(fd, &part, 1, flags, [&] { return real().sendto(fd, buf, n, flags, to, len); });
 }
@@ -253,13 +264,17 @@ ssize_t mpklink_sendfile64(int out, int in, off64_t* offset, size_t count) noexc
 
 // The kernel's loop (net/socket.c, __sys_recvmmsg): an error after the first message is the next call's.
 int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, struct timespec* timeout) {
-  if (stream_of(fd) == nullptr) return real().recvmmsg(fd, messages, n, flags, timeout);
-  // The time is looked at after each message only (recvmmsg(2), BUGS).
-  if (timeout != nullptr && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000)) {
-    return errno = EINVAL, -1;
+  if (stream_of(fd) == nullptr) {
+    const int got = real().recvmmsg(fd, messages, n, flags, timeout);
+    for (int i = 0; i < got; ++i) forget_received_descriptors(&messages[i].msg_hdr);
+    return got;
   }
+  // The time is looked at after each message only (recvmmsg(2), BUGS).
+  timespec time = {};
+  if (timeout != nullptr && user_copy(&time, timeout, sizeof time) != 0) return errno = EFAULT, -1;
+  if (time.tv_sec < 0 || time.tv_nsec < 0 || time.tv_nsec >= 1000000000) return errno = EINVAL, -1;
   if (const int error = take_socket_error(fd)) return errno = error, -1;
-  const std::uint64_t deadline = timeout == nullptr ? 0 : now_ns() + nanoseconds(*timeout);
+  const std::uint64_t deadline = timeout == nullptr ? 0 : now_ns() + nanoseconds(time);
   unsigned done = 0;
   int each = flags & ~MSG_WAITFORONE;
   while (done < n) {
@@ -278,9 +293,8 @@ int mpklink_recvmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags, st
 }
 int mpklink_sendmmsg(int fd, struct mmsghdr* messages, unsigned n, int flags) {
   if (stream_of(fd) == nullptr) {
-    for (unsigned i = 0; i < n; ++i) {
-      if (messages[i].msg_hdr.msg_control != nullptr) note_passed_descriptors(&messages[i].msg_hdr);
-    }
+    constexpr unsigned kMost = 1024;  // UIO_MAXIOV: what one call sends
+    for (unsigned i = 0; !fd_table().unused() && i < n && i < kMost; ++i) note_passed_descriptors(&messages[i].msg_hdr);
     return real().sendmmsg(fd, messages, n, flags);
   }
   unsigned done = 0;

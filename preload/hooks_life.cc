@@ -12,6 +12,7 @@
 #include "preload/hook_scope.h"
 #include "preload/pollers.h"
 #include "preload/revoke.h"
+#include "shm/user_copy.h"
 
 using namespace mpklink;
 
@@ -36,14 +37,28 @@ int accepted(int fd, const sockaddr_storage& peer, socklen_t size, int flags) {
   return fd;
 }
 
+// A listener that came with the process, as the first of its sockets: how much room the program gave cannot be read safely.
+int accepted_from_unknown(int fd, int flags) {
+  if (fd < 0) return fd;
+  const ErrnoSaver keep;
+  int family = AF_UNSPEC;
+  socklen_t size = sizeof family;
+  real().getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size);
+  sockaddr_storage peer = {};
+  peer.ss_family = static_cast<sa_family_t>(family);
+  return accepted(fd, peer, sizeof peer, flags);
+}
+
 template <class Call>
 int accept_any(struct sockaddr* address, socklen_t* size, int flags, Call call) {
   sockaddr_storage own = {};
-  if (address == nullptr || size == nullptr) {
+  if (address == nullptr) {
     socklen_t own_size = sizeof own;
     return accepted(call(reinterpret_cast<sockaddr*>(&own), &own_size), own, own_size, flags);
   }
-  const socklen_t room = *size;
+  if (fd_table().unused()) return accepted_from_unknown(call(address, size), flags);
+  socklen_t room = 0;
+  if (user_copy(&room, size, sizeof room) != 0) return call(address, size);
   const int fd = call(address, size);
   if (fd < 0) return fd;
   memcpy(&own, address, room < sizeof own.ss_family ? room : sizeof own.ss_family);
@@ -98,6 +113,8 @@ int fcntl_any(int fd, int command, long argument) {
 
 // Closes [first, last] around the descriptors we hide; whoever closes all means its own.
 int close_range_any(unsigned first, unsigned last, int flags) {
+  constexpr int kKnown = CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC;
+  if (first > last || (flags & ~kKnown) != 0) return real().close_range(first, last, flags);  // EINVAL
   const bool closes = !(flags & CLOSE_RANGE_CLOEXEC);
   const bool ours = !in_foreign_child();
   const unsigned highest = static_cast<unsigned>(fd_table().highest());

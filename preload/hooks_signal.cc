@@ -16,9 +16,11 @@ bool concerns_us(int number) { return number == SIGSEGV || number == SIGBUS; }
 template <class Call>
 sighandler_t signal_any(int number, sighandler_t handler, Call call) {
   if (!concerns_us(number)) return call(number, handler);
-  const struct sigaction* ours = handler == SIG_DFL ? default_or_ours(number) : nullptr;
-  if (ours != nullptr) return SIG_DFL;  // in force already, and looks like it
   struct sigaction before = {};
+  if (const struct sigaction* ours = handler == SIG_DFL ? default_or_ours(number) : nullptr) {
+    if (real().sigaction(number, ours, &before) != 0) return SIG_ERR;
+    return is_fault_handler(before) ? SIG_DFL : before.sa_handler;
+  }
   real().sigaction(number, nullptr, &before);
   const sighandler_t old = call(number, handler);
   return old != SIG_ERR && is_fault_handler(before) ? SIG_DFL : old;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // syscall(): what programs do by number (libuv closes that way) is what the hooks of the same names do.
 #include <errno.h>
-#include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdarg.h>
@@ -16,6 +15,7 @@
 #include "preload/revoke.h"
 #include "preload/select.h"
 #include "preload/wait.h"
+#include "shm/user_copy.h"
 
 using namespace mpklink;
 
@@ -40,17 +40,6 @@ struct Arguments {
 };
 
 // syscall() is no cancellation point, and nothing may be thrown through it; the hooks' calls are.
-class CancellationOff {
- public:
-  CancellationOff() { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
-  ~CancellationOff() { pthread_setcancelstate(before_, nullptr); }
-  CancellationOff(const CancellationOff&) = delete;
-  CancellationOff& operator=(const CancellationOff&) = delete;
-
- private:
-  int before_ = 0;
-};
-
 template <class Result, class... Parameters, std::size_t... kIndex>
 long call(Result (*hook)(Parameters...), const Arguments& a, std::index_sequence<kIndex...>) {
   const CancellationOff quiet;
@@ -74,12 +63,15 @@ template <class Call>
 long with_time_left(timespec* timeout, Call wait) {
   const CancellationOff quiet;
   if (timeout == nullptr) return wait();
-  const auto ns = timeout->tv_sec > 9000000000 ? INT64_MAX : timeout->tv_sec * 1000000000 + timeout->tv_nsec;
+  timespec time = {};
+  if (user_copy(&time, timeout, sizeof time) != 0) return errno = EFAULT, -1;
+  const auto ns = time.tv_sec > 9000000000 ? INT64_MAX : time.tv_sec * 1000000000 + time.tv_nsec;
   const std::uint64_t start = now_ns();
   const long result = wait();
   if (result < 0 && errno != EINTR) return result;
   const std::int64_t left = ns - static_cast<std::int64_t>(now_ns() - start);
-  *timeout = {left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
+  time = {left > 0 ? left / 1000000000 : 0, left > 0 ? left % 1000000000 : 0};
+  user_copy(timeout, &time, sizeof time);  // as the kernel: too late to fail
   return result;
 }
 
@@ -95,11 +87,14 @@ long raw_pselect6(const Arguments& a) {
     const sigset_t* set;
     std::size_t size;
   };
-  const Mask none = {};
-  const Mask* mask = a[5];
-  if (mask == nullptr) mask = &none;
-  if (!kernel_mask(mask->set, mask->size) || !select_concerns_us(a[0], a[1], a[2], a[3])) return raw(SYS_pselect6, a);
-  return with_time_left(a[4], [&] { return mpklink_pselect(a[0], a[1], a[2], a[3], a[4], mask->set); });
+  Mask mask = {};
+  const void* given = a[5];
+  if (fd_table().unused() || (given != nullptr && user_copy(&mask, given, sizeof mask) != 0)) return raw(SYS_pselect6, a);
+  const int n = select_size(a[0], a[1], a[2], a[3]);
+  if (!kernel_mask(mask.set, mask.size) || !select_concerns_us(n, a[1], a[2], a[3])) {
+    return real().syscall(SYS_pselect6, n, a[1].value, a[2].value, a[3].value, a[4].value, a[5].value);
+  }
+  return with_time_left(a[4], [&] { return mpklink_pselect(n, a[1], a[2], a[3], a[4], mask.set); });
 }
 
 long raw_fcntl(const Arguments& a) {

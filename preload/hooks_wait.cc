@@ -8,6 +8,7 @@
 #include "preload/hook_scope.h"
 #include "preload/select.h"
 #include "preload/wait.h"
+#include "shm/user_copy.h"
 
 using namespace mpklink;
 
@@ -17,25 +18,23 @@ constexpr std::int64_t kForever = -1;
 
 std::int64_t ms_to_ns(int ms) { return ms < 0 ? kForever : std::int64_t{ms} * 1000000; }
 
-// False: not a valid time; the kernel says EINVAL or EFAULT.
+// False: not a valid time; the kernel says EINVAL or EFAULT. Only once something is known to concern us.
 bool to_ns(const timespec* t, std::int64_t* ns) {
   *ns = kForever;
   if (t == nullptr) return true;
-  if (t->tv_sec < 0 || t->tv_nsec < 0 || t->tv_nsec >= 1000000000) return false;
-  *ns = t->tv_sec > 9000000000 ? kForever : t->tv_sec * 1000000000 + t->tv_nsec;
+  timespec time = {};
+  if (user_copy(&time, t, sizeof time) != 0) return false;
+  if (time.tv_sec < 0 || time.tv_nsec < 0 || time.tv_nsec >= 1000000000) return false;
+  *ns = time.tv_sec > 9000000000 ? kForever : time.tv_sec * 1000000000 + time.tv_nsec;
   return true;
 }
 
-// Bad arrays are the kernel's to refuse.
-bool readable(const pollfd* fds, nfds_t n) { return n <= static_cast<nfds_t>(FdTable::kMaxFd) && can_read(fds, n * sizeof *fds); }
-
-bool readable(int n, const fd_set* in, const fd_set* out, const fd_set* except) {
-  if (n < 0 || n > FdTable::kMaxFd) return false;
-  const size_t bytes = (static_cast<size_t>(n) + 63) / 64 * 8;
-  const fd_set* const sets[] = {in, out, except};
-  for (const fd_set* set : sets) {
-    if (set != nullptr && !can_read(set, bytes)) return false;
-  }
+bool to_ns(const timeval* t, std::int64_t* ns) {
+  *ns = kForever;
+  if (t == nullptr) return true;
+  timeval time = {};
+  if (user_copy(&time, t, sizeof time) != 0 || time.tv_sec < 0 || time.tv_usec < 0) return false;
+  *ns = time.tv_sec > 9000000000 ? kForever : time.tv_sec * 1000000000 + time.tv_usec * 1000;
   return true;
 }
 
@@ -67,7 +66,7 @@ int epoll_created(int epfd) {
 extern "C" {
 
 int mpklink_poll(struct pollfd* fds, nfds_t n, int timeout) {
-  if (!readable(fds, n) || !poll_concerns_us(fds, n)) return real().poll(fds, n, timeout);
+  if (!poll_concerns_us(fds, n)) return real().poll(fds, n, timeout);
   return poll_streams(fds, n, ms_to_ns(timeout), nullptr);
 }
 int mpklink___poll_chk(struct pollfd* fds, nfds_t n, int timeout, size_t fds_len) {
@@ -76,7 +75,7 @@ int mpklink___poll_chk(struct pollfd* fds, nfds_t n, int timeout, size_t fds_len
 }
 int mpklink_ppoll(struct pollfd* fds, nfds_t n, const struct timespec* timeout, const sigset_t* mask) {
   std::int64_t ns = 0;
-  if (!to_ns(timeout, &ns) || !readable(fds, n) || !poll_concerns_us(fds, n)) return real().ppoll(fds, n, timeout, mask);
+  if (!poll_concerns_us(fds, n) || !to_ns(timeout, &ns)) return real().ppoll(fds, n, timeout, mask);
   return poll_streams(fds, n, ns, mask);
 }
 int mpklink___ppoll_chk(struct pollfd* fds, nfds_t n, const struct timespec* timeout, const sigset_t* mask,
@@ -86,12 +85,9 @@ int mpklink___ppoll_chk(struct pollfd* fds, nfds_t n, const struct timespec* tim
 }
 
 int mpklink_select(int n, fd_set* in, fd_set* out, fd_set* except, struct timeval* timeout) {
-  if (!readable(n, in, out, except) || !select_concerns_us(n, in, out, except)) return real().select(n, in, out, except, timeout);
   std::int64_t ns = kForever;
-  if (timeout != nullptr) {
-    if (timeout->tv_sec < 0 || timeout->tv_usec < 0) return real().select(n, in, out, except, timeout);
-    ns = timeout->tv_sec > 9000000000 ? kForever : timeout->tv_sec * 1000000000 + timeout->tv_usec * 1000;
-  }
+  n = select_size(n, in, out, except);
+  if (!select_concerns_us(n, in, out, except) || !to_ns(timeout, &ns)) return real().select(n, in, out, except, timeout);
   const std::uint64_t start = timeout != nullptr ? now_ns() : 0;
   const int ready = select_streams(n, in, out, except, ns, nullptr);
   if (timeout != nullptr) {  // Linux leaves the time that was left (select(2))
@@ -104,7 +100,8 @@ int mpklink_select(int n, fd_set* in, fd_set* out, fd_set* except, struct timeva
 int mpklink_pselect(int n, fd_set* in, fd_set* out, fd_set* except, const struct timespec* timeout,
                     const sigset_t* mask) {
   std::int64_t ns = 0;
-  if (!to_ns(timeout, &ns) || !readable(n, in, out, except) || !select_concerns_us(n, in, out, except)) {
+  n = select_size(n, in, out, except);
+  if (!select_concerns_us(n, in, out, except) || !to_ns(timeout, &ns)) {
     return real().pselect(n, in, out, except, timeout, mask);
   }
   return select_streams(n, in, out, except, ns, mask);
@@ -139,7 +136,7 @@ int mpklink_epoll_pwait(int epfd, struct epoll_event* events, int max, int timeo
 int mpklink_epoll_pwait2(int epfd, struct epoll_event* events, int max, const struct timespec* timeout,
                          const sigset_t* mask) {
   std::int64_t ns = 0;
-  if (!to_ns(timeout, &ns)) return real().epoll_pwait2(epfd, events, max, timeout, mask);
+  if (fd_table().epoll(epfd) == nullptr || !to_ns(timeout, &ns)) return real().epoll_pwait2(epfd, events, max, timeout, mask);
   return epoll_wait_any(epfd, events, max, ns, mask,
                         [&] { return real().epoll_pwait2(epfd, events, max, timeout, mask); });
 }

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "preload/epoll_set.h"
+#include "preload/fault.h"
 #include "preload/fd_table.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
@@ -285,15 +286,25 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   fresh_ = false;
   if (cap >= 0 && (wait_ns < 0 || wait_ns > cap)) wait_ns = cap;
   const timespec timeout = {wait_ns / 1000000000, wait_ns % 1000000000};
+  // The bell takes the place of an entry that is none: ppoll refuses more entries than RLIMIT_NOFILE (EINVAL).
   nfds_t count = n_;
-  if (bell_ >= 0) kernel_[count++] = {bell_, POLLIN, 0};
+  nfds_t bell_at = n_;
+  if (bell_ >= 0) {
+    for (nfds_t i = 0; i < n_ && bell_at == n_; ++i) {
+      if (fds_[i].fd < 0) bell_at = i;
+    }
+    if (bell_at == n_) ++count;
+    kernel_[bell_at] = {bell_, POLLIN, 0};
+  }
   process().counters.sleeps.fetch_add(1);
   int n = 0;
   pthread_cleanup_push(cancelled, this);
   n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
   pthread_cleanup_pop(0);
+  const bool rung = bell_ >= 0 && kernel_[bell_at].revents != 0;
+  kernel_[bell_at] = {-1, 0, 0};
   if (n < 0) return -1;
-  if (bell_ >= 0 && kernel_[n_].revents != 0) drain_bell(poller_);
+  if (rung) drain_bell(poller_);
   const int ready = merge();
   if (n == 0 && wants_space_) look_for_orphans();
   *again = ready == 0 && (n > 0 || wait_ns != left_ns);
@@ -351,6 +362,7 @@ int PollCall::run(std::int64_t timeout_ns, const sigset_t* mask) {
 }  // namespace
 
 bool poll_concerns_us(const pollfd* fds, nfds_t n) {
+  if (fd_table().unused() || n > static_cast<nfds_t>(FdTable::kMaxFd) || !can_read(fds, n * sizeof *fds)) return false;
   for (nfds_t i = 0; i < n; ++i) {
     const Stream* s = fd_table().stream(fds[i].fd);
     if (s != nullptr && state_of(s) != State::kPlain) return true;

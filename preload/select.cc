@@ -6,10 +6,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "preload/fault.h"
 #include "preload/fd_table.h"
 #include "preload/process.h"
 #include "preload/stream.h"
 #include "preload/wait.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
@@ -80,7 +82,35 @@ int answer(int n, const Sets& sets, const pollfd* fds, int used) {
 
 }  // namespace
 
+// The kernel cuts n to the size of its table of descriptors, so select(getdtablesize(), …) on sets of FD_SETSIZE works; but our
+// hidden descriptors have made that table larger than such sets are. Beyond FD_SETSIZE a bit counts when a descriptor of the
+// program is behind it.
+int select_size(int n, const fd_set* in, const fd_set* out, const fd_set* except) {
+  if (n <= FD_SETSIZE || fd_table().unused()) return n;
+  const fd_set* const sets[] = {in, out, except};
+  const int most = n < FdTable::kMaxFd ? n : FdTable::kMaxFd;
+  const ErrnoSaver keep;
+  int size = FD_SETSIZE;
+  for (const fd_set* set : sets) {
+    const auto* words = reinterpret_cast<const unsigned long*>(set);
+    for (int fd = size; set != nullptr && fd < most; fd += 64) {
+      unsigned long bits = 0;
+      if (user_copy(&bits, &words[fd / 64], sizeof bits) != 0) break;
+      for (; bits != 0; bits &= bits - 1) {
+        const int number = fd / 64 * 64 + __builtin_ctzl(bits);
+        if (number < most && number >= size && !fd_table().hidden(number) && real().fcntl(number, F_GETFD) >= 0) size = number + 1;
+      }
+    }
+  }
+  return size;
+}
+
 bool select_concerns_us(int n, const fd_set* in, const fd_set* out, const fd_set* except) {
+  if (fd_table().unused() || n < 0 || n > FdTable::kMaxFd) return false;
+  const fd_set* const sets[] = {in, out, except};
+  for (const fd_set* set : sets) {
+    if (set != nullptr && !can_read(set, (static_cast<std::size_t>(n) + 63) / 64 * 8)) return false;
+  }
   for (int fd = 0; fd < n && fd <= fd_table().highest(); ++fd) {
     if (fd_table().empty(fd) || !(has(in, fd) || has(out, fd) || has(except, fd))) continue;
     const Stream* s = fd_table().stream(fd);

@@ -13,7 +13,7 @@
 namespace mpklink {
 namespace {
 
-constexpr std::size_t kChunk = 16384;           // on the stack: programs run us on small ones
+constexpr std::size_t kChunk = 8192;            // on the stack, which may have PTHREAD_STACK_MIN bytes in all
 constexpr std::size_t kCountMax = 0x7ffff000;   // MAX_RW_COUNT, as sendfile(2) transfers at most
 
 }  // namespace

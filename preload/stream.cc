@@ -7,7 +7,6 @@
 
 #include "preload/assert.h"
 #include "preload/epoll_set.h"
-#include "preload/fault.h"
 #include "preload/fd_table.h"
 #include "preload/give_back.h"
 #include "preload/holders.h"
@@ -30,7 +29,6 @@ bool add_chunk() {
     if (word.load_relaxed() != nullptr) continue;  // relaxed: under the lock
     void* at = ::mmap(nullptr, sizeof(Stream) * kStreamChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) return false;
-    if (&word == &g_stream_chunks[0]) install_fault_handlers();  // from the first connection on
     auto* const chunk = static_cast<Stream*>(at);
     for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
       chunk[i].next_free = g_free_streams;

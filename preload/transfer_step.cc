@@ -2,9 +2,12 @@
 #include "preload/transfer_step.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdint.h>
+
+#include <initializer_list>
 
 #include "preload/fd_table.h"
 #include "preload/identity.h"
@@ -16,15 +19,16 @@
 namespace mpklink {
 namespace {
 
-// A thread asleep does not fault: the handlers of these (a crash reporter's, a sanitizer's) are not what interrupted it.
-bool from_a_fault(int number) { return number == SIGSEGV || number == SIGBUS || number == SIGILL || number == SIGFPE; }
-
 // Whether a blocking call that a signal interrupted goes on by itself. The wait underneath is ppoll, which never restarts,
-// so the answer is looked up: every handler installed for what can interrupt has SA_RESTART, or (when handlers differ) it does not.
+// so the answer is looked up: every handler that can have run has SA_RESTART, or (when they differ) it does not. Crash handlers, often
+// without SA_RESTART, do not count, nor do signals that this thread blocks.
 bool restart_after_signal() {
+  sigset_t not_now;
+  if (pthread_sigmask(SIG_BLOCK, nullptr, &not_now) != 0) sigemptyset(&not_now);
+  for (const int crash : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS}) sigaddset(&not_now, crash);
   bool any = false;
   for (int number = 1; number < NSIG; ++number) {
-    if (from_a_fault(number)) continue;
+    if (sigismember(&not_now, number) == 1) continue;
     struct sigaction action = {};
     if (::sigaction(number, nullptr, &action) != 0) continue;
     if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) continue;
@@ -83,6 +87,14 @@ bool non_blocking(const Stream* s, int flags) {
 }
 
 int block(const Call& c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline) {
+  // The flag belongs to the open file, and another process that has it may have set it.
+  if (c.s->forked.load_relaxed() != 0) {  // relaxed: set before that process was there
+    const int flags = real().fcntl(c.fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK)) {
+      c.s->nonblocking.store_release(1);
+      return EAGAIN;
+    }
+  }
   if (timeout_ns != 0 && *deadline == 0) *deadline = now_ns() + timeout_ns;
   switch (wait_stream(c.s, c.fd, event, *deadline)) {
     case Waited::kReady: return 0;

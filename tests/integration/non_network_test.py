@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from harness import SERVER, Bench, Combo
+from harness import PROGRAMS, SERVER, Bench, Combo
 
 # name → (shell script, exit code). Run in an empty directory; everything it prints must be the same every time.
 SCRIPTS = {
@@ -122,3 +122,13 @@ def test_same_as_plain(bench, name):
     if combo is Combo.BOTH:
         bench.assert_not_used(SERVER)
         bench.assert_gates()
+
+
+@pytest.mark.no_ring
+@pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.BOTH], ids=lambda c: c.value)
+def test_edges(bench):
+    """Bad pointers and lengths, and the default action of SIGSEGV (tests/programs/edges.cc)."""
+    proc = bench.start([PROGRAMS / "edges"], SERVER, name=f"edges-{bench.combo.value}")
+    assert proc.wait(20) == 0, bench.all_output()
+    if bench.combo is Combo.BOTH:
+        bench.assert_not_used(SERVER)

@@ -70,6 +70,7 @@ CASES = {
     "semantics_epoll_fork": "child parent closes polls".split(),
     "semantics_revoke": "exec pass stdio splice urgent full wrong_shutdown half_closed closed waitall_stalled".split(),
     "semantics_switch": "peek_all low_water".split(),
+    "semantics_edges": "full_array wide_select small_stack cancel_sendfile crash_handler nonblocking_child".split(),
     "semantics_process": (
         "fork underscore_fork clone_call heir_fork heir_underscore_fork heir_clone_call turns_fork turns_underscore_fork"
         " turns_clone_call vfork clone_files clone_vm clone_closes child_reads child_writes two_writers two_readers shutdown"
@@ -118,7 +119,7 @@ BEYOND = {
 # takes the number that was closed.
 NOT_IN_ONE_PROCESS = {
     "close_all", "close_range", "fork_child_serves", "fork_parent_closes", "fork_both", "exec", "pass",
-    "fork_child", "fork_parent", "fork_closes", "fork_polls", "number_reused",
+    "fork_child", "fork_parent", "fork_closes", "fork_polls", "number_reused", "nonblocking_child",
     "makers", "closers", "standard",  # counts on the numbers that it gets
 }  # fmt: skip
 
