@@ -147,6 +147,19 @@ void wait_until_returned(int fd, Stream* s) {
   unpin(s);
 }
 
+// The process ends: what it has not read is answered with a reset, as the kernel does for what it knows of.
+void end_with_reset(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (!lock.held() || s->core == nullptr || !alone(s)) return;
+  {
+    const Gate gate;
+    RingConsumer consumer = consumer_of(s);
+    if (consumer.frozen() || !consumer.refresh() || consumer.available() == 0) return;
+  }
+  const linger reset = {1, 0};
+  real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+}
+
 // No upgrade step is under way afterwards, and none follows. False: the stream is not upgraded.
 bool settle_upgrade(Stream* s, Reason reason) {
   const LockGuard step(s->step_lock);
@@ -227,8 +240,12 @@ void answer_all_freezes(bool ends) {
     if (!managed(state_of(s)) || s->send_lock.held_by_this_thread()) return;
     const int fd = fd_of(s);
     if (fd < 0 || !pin(fd, s)) return;
-    if (asked_for(s)) give_back_all(fd, s);
-    if (ends) leave_to_kernel(fd, s, TransferLock::kInUse);
+    // A forked child leaves it to its parent, which would not hear of an error that the child came by.
+    if ((ours(s) || alone(s)) && asked_for(s)) give_back_all(fd, s);
+    if (ends) {
+      leave_to_kernel(fd, s, TransferLock::kInUse);
+      end_with_reset(fd, s);
+    }
     unpin(s);
   });
 }
