@@ -257,7 +257,8 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   if (error == EAGAIN) {
     s->sticky.fetch_and(~std::uint32_t{kStickyIn});
     Step nothing = failed(EAGAIN);
-    nothing.on_its_way = look.path == Path::kTcpAgain && still_to_come(s);
+    // Where we froze the ring ourselves the sender may not be at it at all (revoke.cc has waited).
+    nothing.on_its_way = look.path == Path::kTcpAgain && !s->stay_plain.load_relaxed() && still_to_come(s);  // relaxed: set once
     return nothing;
   }
   if (error == EFAULT) return failed(EFAULT);
@@ -319,7 +320,7 @@ bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t
   return n >= 0;
 }
 
-constexpr unsigned kNapsMax = 100;  // about two milliseconds: a sender that is at it needs some tens of microseconds
+constexpr unsigned kNapsMax = 1000;  // a sender that is at it needs some tens of microseconds, and its turn on a busy machine
 
 void nap(unsigned count) {
   if (count < kNapsMax / 2) {
