@@ -153,6 +153,8 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
     if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
   }
   const ErrnoSaver keep;
+  // The connection is over for the kernel (reset, or both ends finished): it says so, whatever room the ring has.
+  if (s->sticky.load_relaxed() & (kStickyErr | kStickyHup)) s->send_over_tcp.store_relaxed(1);  // relaxed: own or earlier news
   look_for_orphan(c.fd, s, false);
   iovec from[kPartsMax];
   const int parts = window(c.parts, c.count, skip, want, from);
