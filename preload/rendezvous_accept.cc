@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+// The end that accepted: it waits under the rendezvous name and takes the offer.
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "preload/epoll_set.h"
+#include "preload/messages.h"
+#include "preload/pollers.h"
+#include "preload/rendezvous_step.h"
+#include "shm/segment.h"
+
+namespace mpklink {
+namespace {
+
+// The acceptor's pair for an offer. pairs_lock held. Null with the reason.
+Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bell_fds, Reason* reason) {
+  if (!offer.new_pair) {
+    // By the pair's secret: a process id is said to everybody who asks, and two processes may have several pairs.
+    Pair* pair = find_pair(offer.process, 1, &offer.pair_nonce);
+    if (pair == nullptr) *reason = Reason::kPeerProtocol;
+    return pair;
+  }
+  collect_pairs();
+  const SystemCalls& sys = real().sys;
+  if (!segment_is_sound(sys, board_fd, sizeof(Board))) {
+    *reason = Reason::kPeerProtocol;
+    return nullptr;
+  }
+  unsigned char* at = process().guard.map(sys, 0, board_fd, sizeof(Board));
+  if (at == nullptr) {
+    *reason = reason_of(errno);
+    return nullptr;
+  }
+  auto* board = reinterpret_cast<Board*>(at);
+  bool sound = false;
+  {
+    const Gate gate;
+    sound = board->header.magic == kBoardMagic && board->header.version == kLayoutVersion;
+  }
+  Pair* pair = sound ? make_pair(offer.process, 1, board) : nullptr;
+  if (pair == nullptr) {
+    *reason = sound ? Reason::kLimit : Reason::kPeerProtocol;
+    process().guard.unmap(sys, at);
+    return nullptr;
+  }
+  pair->control_fd = s->rendezvous_fd;
+  pair->nonce = offer.pair_nonce;
+  pair->same_user = s->peer_uid == ::geteuid();
+  for (std::uint32_t i = 0; i < offer.bell_count; ++i) {
+    keep_peer_bell(pair, offer.bells[i], bell_fds[i]);
+    bell_fds[i] = -1;
+  }
+  return pair;
+}
+
+bool offer_is_sane(const OfferMessage& offer, int fds) {
+  return offer.type == MessageType::kOffer && offer.version == kLayoutVersion && valid_ring_capacity(offer.capacity) &&
+         offer.slot < kSlots && offer.new_pair <= 1 && offer.bell_count <= (offer.new_pair ? kOfferBellsMax : 0) &&
+         fds == static_cast<int>(1 + offer.new_pair + offer.bell_count);
+}
+
+// The connector hands out the numbers and may reuse one as soon as it has closed, which it says in the channel; until then
+// the number is that stream's. pairs_lock held, so that the stream's channel stays mapped.
+bool slot_is_free(Pair* pair, std::uint32_t slot) {
+  auto* old = reinterpret_cast<Stream*>(pair->stream_of_slot[slot].load_acquire());
+  if (old == nullptr) return true;
+  old->pins.fetch_add(1);                        // SYNC: pins, before the look at the channel
+  bool closed = true;
+  if (old->pair == pair && old->slot == slot && managed(state_of(old)) && old->channel != nullptr) {
+    const Gate gate;
+    closed = outgoing(old).consumer.closed.load_acquire() != 0;  // SYNC: closed
+  }
+  unpin(old);
+  return closed;
+}
+
+// Maps the offered channel. Claimed, pairs_lock held.
+bool map_channel(Stream* s, const OfferMessage& offer, int channel_fd, Pair* pair, Reason* reason) {
+  const SystemCalls& sys = real().sys;
+  const std::size_t bytes = channel_bytes(offer.capacity);
+  *reason = Reason::kPeerProtocol;
+  if (!slot_is_free(pair, offer.slot) || !segment_is_sound(sys, channel_fd, bytes)) return false;
+  unsigned char* at = process().guard.map(sys, kPage, channel_fd, bytes);
+  if (at == nullptr) {
+    *reason = reason_of(errno);
+    return false;
+  }
+  ++pair->streams;
+  pair->stream_of_slot[offer.slot].store_release(reinterpret_cast<std::uintptr_t>(s));
+  attach_channel(s, at, offer.capacity, offer.slot, 1, pair);
+  return true;
+}
+
+// The last word: from here on the connector may switch its direction.
+bool say_accepted(Stream* s) {
+  const Gate gate;
+  std::uint32_t expected = kOffered;
+  return s->channel->accept_state.compare_exchange(expected, kAccepted);  // SYNC: accepted
+}
+
+void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
+  Reason reason = Reason::kSystem;
+  if (!counters_agree(fd, s, &reason)) {
+    settle_plain(s, reason);
+    return;
+  }
+  bool mapped = false;
+  {
+    const LockGuard guard(pairs_lock());
+    Pair* pair = pair_of_offer(s, offer, fds[1], fds + 2, &reason);
+    mapped = pair != nullptr && map_channel(s, offer, fds[0], pair, &reason);
+    if (pair != nullptr && !mapped && offer.new_pair) {
+      pair->control_fd = -1;
+      destroy_pair(pair);
+    }
+  }
+  if (!mapped) {
+    settle_plain(s, reason);
+    return;
+  }
+  read_options(fd, s);
+  const bool managed_all = manage_members(s);
+  if (!managed_all || !say_accepted(s)) {
+    // It has closed, or lost its patience.
+    abandon_offer(s, offer.new_pair != 0, managed_all ? Reason::kShortLived : Reason::kLimit);
+    return;
+  }
+  if (offer.new_pair) {
+    s->rendezvous_fd = -1;  // the pair's control channel now
+  } else {
+    drop_socket(s);
+  }
+  s->state.store_release(static_cast<std::uint32_t>(State::kOffered));
+  became_shared(s);
+  s->receive_lock.unlock();
+  s->send_lock.unlock();
+}
+
+}  // namespace
+
+void acceptor_listen(Stream* s, const Addresses& addresses) {
+  sockaddr_un name = {};
+  const socklen_t size = rendezvous_name(addresses, false, &name);
+  const int fd = unix_socket(s);
+  if (fd < 0) {
+    give_up(s, reason_of(errno));
+    return;
+  }
+  if (::bind(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0 || ::listen(fd, 1) != 0) {
+    give_up(s, errno == EADDRINUSE ? Reason::kNameTaken : reason_of(errno));
+    return;
+  }
+  s->rendezvous_step = kAccept;
+  s->tries = 0;
+  next_try_in(s, 1);
+}
+
+void acceptor_accept(Stream* s, const Addresses& addresses) {
+  const int accepted = quiet().accept4(s->rendezvous_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (accepted < 0) {
+    const int error = errno;
+    if (error == EAGAIN || error == ECONNABORTED) {
+      retry_or_give_up(s, Reason::kPeerAbsent);
+    } else {
+      give_up(s, reason_of(error));
+    }
+    return;
+  }
+  const int hidden = hide_fd(accepted);
+  if (hidden < 0) {
+    give_up(s, Reason::kNoDescriptors);
+    return;
+  }
+  if (!peer_allowed(addresses, hidden, s)) {
+    close_hidden(hidden);
+    // A stranger got there first; the true peer may still come.
+    retry_or_give_up(s, Reason::kPeerUid);
+    return;
+  }
+  drop_socket(s);  // the name is free again; one connection is all it was for
+  s->rendezvous_fd = hidden;
+  HelloMessage hello = {};
+  hello.type = MessageType::kHello;
+  hello.version = kLayoutVersion;
+  hello.process = own_id();
+  if (!send_message(hidden, &hello, sizeof hello, nullptr, 0)) {
+    give_up(s, reason_of(errno));
+    return;
+  }
+  s->rendezvous_step = kTake;
+  s->tries = 0;
+  next_try_in(s, 1);
+}
+
+void acceptor_take(int fd, Stream* s) {
+  if (!may_manage_now(s)) return;
+  Reason reason = Reason::kSystem;
+  if (!ensure_guard(&reason)) {
+    give_up(s, reason);
+    return;
+  }
+  // Claim before the message is taken from the socket: it could not be put back.
+  if (!claim(s)) return;
+  OfferMessage offer = {};
+  int fds[kMessageFdsMax];
+  for (int& one : fds) one = -1;
+  int count = 0;
+  if (!receive_message(s->rendezvous_fd, &offer, sizeof offer, fds, &count)) {
+    const int error = errno;
+    settle(s, State::kCandidate);
+    if (error == EAGAIN) {
+      retry_or_give_up(s, Reason::kPeerAbsent);
+    } else {
+      give_up(s, error == EPROTO ? Reason::kPeerProtocol : Reason::kShortLived);
+    }
+    return;
+  }
+  if (offer_is_sane(offer, count)) {
+    take_offer(fd, s, offer, fds);
+  } else {
+    settle_plain(s, Reason::kPeerProtocol);
+  }
+  close_all(fds, count);
+}
+
+}  // namespace mpklink
