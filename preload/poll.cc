@@ -182,7 +182,7 @@ bool PollCall::look() {
 // The kernel's word for a set with streams in it is "perhaps".
 short PollCall::shown_of_set(nfds_t i) const {
   EpollSet* set = entries_[i].set;
-  const short reads = fds_[i].events & (POLLIN | POLLRDNORM);
+  const auto reads = static_cast<short>(fds_[i].events & (POLLIN | POLLRDNORM));
   if (set == nullptr || reads == 0 || fd_table().epoll(fds_[i].fd) != set) return 0;
   return set_shows(set) ? reads : short{0};
 }

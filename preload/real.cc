@@ -125,7 +125,7 @@ constexpr char kNames[] =
 #include "preload/interpose.def"
     ;
 constexpr std::size_t kHooks = 0
-#define HOOK(name, group, class) +1
+#define HOOK(name, group, class) +1  // NOLINT(bugprone-macro-parentheses): a term of a sum
 #include "preload/interpose.def"
     ;
 static_assert(offsetof(RealCalls, sys) == kHooks * sizeof(void*));

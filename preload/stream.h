@@ -164,7 +164,6 @@ void for_each_stream(Visit visit);
 // --- the slab, for the loops over all streams (fork, exit)
 constexpr std::uint32_t kStreamChunk = 256;
 constexpr std::uint32_t kStreamChunks = 256;
-// NOLINTNEXTLINE(bugprone-dynamic-static-initializers): defined without an initialiser, zeros at load
 extern Atomic<Stream*> g_stream_chunks[kStreamChunks];
 
 template <class Visit>

@@ -14,19 +14,18 @@ fi
 
 results=$(mktemp -d) || exit 1
 trap 'rm -rf "$results"' EXIT
-# One file each, and its output when it is not clean: parallel runs must not mix their lines.
+# A file for the output of each: parallel runs must not mix their lines.
 lint() {
   local out=$results/${1//\//-}
-  clang-tidy --quiet -p "$build" "$1" >"$out" 2>"$out.err" && return
-  cat "$out"
-  grep -vE '^[0-9]+ warnings? |^Suppressed ' "$out.err"
-  return 1
+  clang-tidy --quiet -p "$build" "$1" >"$out" 2>"$out.err" || echo "$1" >>"$out.failed"
 }
 export -f lint
 export build results
 printf '%s\0' "$@" | xargs -0 -n 1 -P "$(nproc)" bash -c 'lint "$1"' lint
-code=$?
-failed=0
-for out in "$results"/*.cc; do [ -s "$out" ] && failed=$((failed + 1)); done
+
+# A finding in a header comes once for each file that includes it.
+cat "$results"/*.cc | sed -E "s#^($PWD/$build/)?\.\./##" | awk '/^[^ ]+: (warning|error): / { show = !seen[$0]++ } show'
+failed=$(find "$results" -name '*.failed' | wc -l)
+[ "$failed" = 0 ] || grep -hE '^(Error|error)' "$results"/*.err | sort -u
 echo "$(($# - failed)) passed, $failed failed"
-exit "$((code != 0))"
+exit "$((failed != 0))"

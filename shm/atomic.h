@@ -35,6 +35,7 @@ class Atomic {
  private:
   std::atomic<T> value_{};
   static_assert(std::atomic<T>::is_always_lock_free, "shared words must not need a lock");
+  // NOLINTNEXTLINE(bugprone-sizeof-expression): T may be a pointer, and means it
   static_assert(sizeof(std::atomic<T>) == sizeof(T), "shared words must have the size of the plain type");
 };
 
@@ -45,7 +46,10 @@ class Hint {
  public:
   constexpr Hint() = default;
   Hint(const Hint& other) : value_(static_cast<T>(other)) {}
-  Hint& operator=(const Hint& other) { return *this = static_cast<T>(other); }
+  Hint& operator=(const Hint& other) {
+    *this = static_cast<T>(other);
+    return *this;
+  }
   Hint& operator=(T value) {
     value_.store_relaxed(value);  // relaxed: see above
     return *this;
