@@ -74,7 +74,13 @@ void give_back(State& s) {
 void send_byte(State& s, const Rules& rules) {
   const auto byte = static_cast<unsigned char>(s.sent + 1);
   if (static_cast<Path>(s.send.path.load_relaxed()) == Path::kTcp && !frozen(s)) begin_switch(&s.send, &s.lines.producer, 1);
-  if (frozen(s) && rules.give_back_first) give_back(s);
+  const bool hasty = !rules.give_back_first && static_cast<Path>(s.send.path.load_relaxed()) == Path::kRing && frozen(s);
+  if (hasty) {
+    send_tcp(s, byte);
+    ++s.sent;
+  }
+  if (frozen(s)) give_back(s);
+  if (hasty) return;
   if (static_cast<Path>(s.send.path.load_relaxed()) != Path::kRing) {
     send_tcp(s, byte);
     tcp_sent(&s.send, 1);
