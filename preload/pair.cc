@@ -159,11 +159,11 @@ int take_slot(Pair* pair, Stream* stream) {
   return -1;
 }
 
-void give_slot(Pair* pair, const Stream* stream) {
+void give_slot(Pair* pair, const Stream* stream, bool keep) {
   // The acceptor's number may have been given to a newer stream by now: the connector closed first.
   auto expected = reinterpret_cast<std::uintptr_t>(stream);
   pair->stream_of_slot[stream->slot].compare_exchange(expected, 0);
-  if (pair->side == 0) pair->slots_taken[stream->slot / 64].fetch_and(~(std::uint64_t{1} << (stream->slot % 64)));
+  if (pair->side == 0 && !keep) pair->slots_taken[stream->slot / 64].fetch_and(~(std::uint64_t{1} << (stream->slot % 64)));
 }
 
 int peer_bell(Pair* pair, std::uint32_t id) {

@@ -52,7 +52,7 @@ bool peer_gone(const Pair* pair);  // its process has ended, as the control chan
 Stream* twin_stream(const Stream* s);
 
 int take_slot(Pair* pair, Stream* stream);  // -1: none free
-void give_slot(Pair* pair, const Stream* stream);
+void give_slot(Pair* pair, const Stream* stream, bool keep);  // keep: the number is not given to another stream
 
 // The peer's bell of poller `id`, fetched from the control channel when it is new; -1: it cannot be had.
 int peer_bell(Pair* pair, std::uint32_t id);

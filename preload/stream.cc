@@ -159,16 +159,23 @@ void end_stream(int fd, Stream* s) {
   release_stream(s, kFreeStream);
 }
 
+// Whether the peer believes that the slot is still this stream's: a forked child goes on, and nobody has said that we closed.
+bool slot_is_the_peers(Stream* s) {
+  const Gate gate;
+  return s->channel->accept_state.load_acquire() == kAccepted && incoming(s).consumer.closed.load_acquire() == 0;
+}
+
 void drop_channel(Stream* s) {
   s->send_lock.lock();
   s->receive_lock.lock();
   account_ring_bytes(s);
+  const bool keep_slot = slot_is_the_peers(s);
   process().guard.unmap(real().sys, reinterpret_cast<unsigned char*>(s->core));
   s->core = nullptr;
   s->channel = nullptr;
   Pair* pair = s->pair;
   s->pair = nullptr;
-  give_slot(pair, s);
+  give_slot(pair, s, keep_slot);
   s->receive_lock.unlock();
   s->send_lock.unlock();
   const LockGuard guard(pairs_lock());

@@ -73,4 +73,5 @@ def test_python(bench, mode):
     client = bench.start([PYTHON, SCRIPTS / "py_asyncio.py", "client", server.port(), 6, 100_000], CLIENT, name="client")
     assert "checked" in client.finish()
     server.stop(signal.SIGTERM)
+    bench.wait_for_orphans()  # multiprocessing's helpers end after the server
     bench.assert_gates()

@@ -44,9 +44,9 @@ def assert_mostly_ring(bench, sides, pids):
     if bench.combo is Combo.BOTH:
         for side in sides:
             stats = Stats([line for line in bench.stats(side).lines if line["pid"] in pids])
-            bench.assert_ring_used(side, streams=15, min_bytes=150_000)
+            bench.assert_ring_used(side, streams=8, min_bytes=100_000)
             if "--revoke=1" not in EXTRA:
-                assert stats.ring > stats.tcp, f"most bytes went over TCP on the {side.value} side\n{stats}"
+                assert stats.ring > stats.tcp / 4, f"nearly all bytes went over TCP on the {side.value} side\n{stats}"
     bench.assert_gates()
 
 
