@@ -22,12 +22,16 @@ SpinLock& table_lock(unsigned i) {
   }
 }
 
+Atomic<std::uint32_t> g_forks;
 unsigned g_locked;  // bits: which of them before_fork took; under the fork itself
 
 }  // namespace
 
+bool fork_under_way() { return g_forks.load_relaxed() != 0; }  // relaxed: behind the stream's locks, as before_fork's look is
+
 void before_fork() {
   unsigned locked = 0;
+  g_forks.fetch_add(1);
   streams_before_fork();
   for (unsigned i = 0; i < kLocks; ++i) {
     // A fork in a signal handler may find a lock in its own thread's hands.
@@ -40,6 +44,7 @@ void before_fork() {
 }
 
 void after_fork_in_parent() {
+  g_forks.fetch_add(~std::uint32_t{0});
   const unsigned locked = g_locked;
   for (unsigned i = kLocks; i-- > 0;) {
     if (locked & (1u << i)) table_lock(i).unlock();
@@ -50,6 +55,7 @@ namespace {
 
 void put_child_in_order(bool prepared) {
   for (unsigned i = 0; i < kLocks; ++i) table_lock(i).reset();
+  g_forks.store_relaxed(0);  // relaxed: one thread here
   forked_child();
   epoll_sets_forked_child();
   pairs_forked_child();

@@ -6,6 +6,8 @@
 #include <sys/time.h>
 
 #include "preload/epoll_set.h"
+#include "preload/fork.h"
+#include "preload/holders.h"
 #include "preload/identity.h"
 #include "preload/log.h"
 #include "preload/pollers.h"
@@ -114,6 +116,11 @@ bool claim(Stream* s) {
   if (s->channel != nullptr) return false;  // an earlier one that some thread still has pinned
   if (!s->send_lock.try_lock()) return false;
   if (!s->receive_lock.try_lock()) {
+    s->send_lock.unlock();
+    return false;
+  }
+  if (fork_under_way() || held_by_others(s)) {
+    s->receive_lock.unlock();
     s->send_lock.unlock();
     return false;
   }

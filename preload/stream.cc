@@ -394,13 +394,14 @@ void streams_before_fork() {
       s->forked.store_release(1);  // connect() will leave it on TCP
       return;
     }
-    // An epoll instance is shared by parent and child, registrations and all: with one in it, nobody may change it.
-    if (state_of(s) != State::kCandidate || s->members != nullptr || !add_holder(s)) make_plain(s, Reason::kForked);
-    if (!managed(state_of(s)) || s->send_lock.held_by_this_thread() || s->receive_lock.held_by_this_thread()) return;
-    // Both locks, so that no operation is half-way when the other process may start its own.
+    if (s->send_lock.held_by_this_thread() || s->receive_lock.held_by_this_thread()) return;
+    // Both locks, so that no operation is half-way when the other process may start its own, and no upgrade: a claim that began before
+    // this is over, none begins until the fork is (fork_under_way).
     s->send_lock.lock();
     s->receive_lock.lock();
-    if (s->channel != nullptr) {
+    // An epoll instance is shared by parent and child, registrations and all: with one in it, nobody may change it.
+    if (state_of(s) != State::kCandidate || s->members != nullptr || !add_holder(s)) make_plain(s, Reason::kForked);
+    if (managed(state_of(s)) && s->channel != nullptr) {
       s->forked.store_release(1);  // SYNC: forked
       const Gate gate;
       s->core->holders.fetch_add(1);
