@@ -191,9 +191,7 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit) {
 // The ring was frozen with bytes in it, and the sender is about to give them back, or will at its next operation.
 bool still_to_come(Stream* s) {
   const Gate gate;
-  if (incoming(s).producer.returned.load_acquire() != 0) return false;  // SYNC: returned
-  RingConsumer consumer = consumer_of(s);
-  return consumer.refresh() && consumer.available() > 0;
+  return unread_in_ring(s) > 0;
 }
 
 bool must_ask_kernel(Stream* s, Path path) {
@@ -249,8 +247,10 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   if (n > 0 && (c.flags & MSG_PEEK)) n += static_cast<ssize_t>(peek_behind(c, static_cast<std::size_t>(n)));
   if (n > 0) {
     Step of_kernel = moved(n);
-    of_kernel.more = count_and_follow(s, n, c.flags);  // the ring has more for this call, perhaps
-    *follow = of_kernel.more || *follow;
+    const bool moved_on = count_and_follow(s, n, c.flags);
+    *follow = moved_on || *follow;
+    // The ring has more for this call, perhaps, or what was in it is on its way, piece by piece.
+    of_kernel.more = moved_on || (look.path == Path::kTcpAgain && !s->stay_plain.load_relaxed() && still_to_come(s));  // relaxed: set once
     return of_kernel;
   }
   const int error = n < 0 ? errno : 0;
@@ -374,7 +374,7 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     // Bytes that were announced as readable are between ring and socket: a call that may not wait waits for those.
-    if (step.on_its_way && done == 0 && non_blocking(s, flags) && naps < kNapsMax) {
+    if (step.on_its_way && non_blocking(s, flags) && naps < kNapsMax) {
       nap(naps++);
       continue;
     }

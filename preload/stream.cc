@@ -98,11 +98,9 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
   Wakeups wakeups;
   {
     const Gate gate;
-    RingConsumer consumer = consumer_of(s);
     Direction& in = incoming(s);
-    // Of a frozen ring the kernel has what was unread, and counts it, or gets it for whoever else has the socket.
-    const bool in_kernel = consumer.frozen() && (in.producer.returned.load_acquire() != 0 || s->handed_on.load_relaxed());  // SYNC: returned
-    *unread = !in_kernel && (!consumer.refresh() || consumer.available() > 0);
+    // Whoever else has the socket gets from the kernel what was unread of a frozen ring.
+    *unread = !s->handed_on.load_relaxed() && unread_in_ring(s) > 0;  // relaxed: set once
     in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
@@ -193,6 +191,18 @@ void finish(Stream* s) {
 __thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
 
 }  // namespace
+
+std::uint64_t unread_in_ring(Stream* s) {
+  const Direction& in = incoming(s);
+  RingConsumer consumer = consumer_of(s);
+  if (!consumer.refresh()) return 1;
+  if (!consumer.frozen()) return consumer.available();
+  if (in.producer.returned.load_acquire() != 0) return 0;                             // SYNC: returned
+  const std::uint64_t at = in.producer.switch_at.load_acquire();                      // SYNC: switch_at
+  const std::uint64_t received = s->core->receive.tcp_received.load_relaxed();        // relaxed: a look, or under the receive lock
+  const std::uint64_t got = at == 0 || received < at - 1 ? 0 : received - (at - 1);
+  return got < consumer.available() ? consumer.available() - got : 0;
+}
 
 bool alone(Stream* s) {
   if (!s->forked.load_relaxed()) return true;  // relaxed: set with both locks held
