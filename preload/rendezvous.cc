@@ -135,7 +135,6 @@ bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
 // then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.
 bool claim(Stream* s) {
-  if (s->channel != nullptr) return false;  // an earlier one that some thread still has pinned
   if (!s->send_lock.try_lock()) return false;
   if (!s->receive_lock.try_lock()) {
     s->send_lock.unlock();
@@ -143,7 +142,8 @@ bool claim(Stream* s) {
   }
   auto expected = static_cast<std::uint32_t>(State::kCandidate);
   const auto settling = static_cast<std::uint32_t>(State::kSettling);
-  if (s->state.compare_exchange(expected, settling) || expected == settling) {
+  const bool free = s->channel == nullptr;  // else an earlier one is there that some thread still has pinned
+  if (free && (s->state.compare_exchange(expected, settling) || expected == settling)) {
     // SYNC: kernel_calls. A thread counts itself, then looks at the state; we set the state, then look at the count.
     if (s->kernel_calls.load_relaxed() == 0) {  // relaxed: behind the compare-exchange
       s->state.store_release(static_cast<std::uint32_t>(State::kClaimed));
@@ -342,6 +342,7 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
   int count = board_fd >= 0 ? 2 : 1;
   if (offer.new_pair) {
     Pair* pair = s->pair;
+    const LockGuard guard(pair->lock);
     offer.bell_count = pair->offer_bell_count;
     for (std::uint32_t i = 0; i < offer.bell_count; ++i) {
       offer.bells[i] = pair->offer_bells[i];
