@@ -59,7 +59,7 @@ struct Stream {
   Pair* pair;
   std::uint32_t slot;
   std::uint32_t side;  // ours: 0 connector, 1 acceptor
-  std::uint32_t owner_generation;  // process().generation of the process that upgraded it
+  Hint<std::uint32_t> owner_generation;  // process().generation of the process that upgraded it
 
   Atomic<std::uint32_t> forked;        // another process has it too
   Atomic<std::uint32_t> nonblocking;   // O_NONBLOCK, followed through fcntl and ioctl

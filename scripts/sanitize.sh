@@ -41,6 +41,8 @@ if [ "$kind" = address ]; then
   export UBSAN_OPTIONS="log_path=$reports/ubsan:print_stacktrace=1"
   first="$(runtime asan):$(runtime ubsan)"
   last=
+  # There the copies are the sanitizer's, and a bad pointer is a report.
+  semantics='not efault and not sets-fault'
   # echo pairs also under the guard that faults on every access outside of a gate
   variants='both and not ring4 and not warm0'
   servers='both and not test_files and not one_shot and not upload and not proxy'
@@ -50,6 +52,8 @@ else
   export TSAN_OPTIONS="log_path=$reports/tsan:exitcode=66:die_after_fork=0:report_thread_leaks=0"
   first=
   last=$(runtime tsan)
+  # Besides: clone_vm makes tasks the runtime knows nothing of, and it must see our close(), which makes that a cancellation point.
+  semantics='not efault and not sets-fault and not clone_vm and not cancel'
   variants='both and not ring4 and not warm0 and not mprotect'
   # redis' own threads hand each other buffers by atomics that ThreadSanitizer cannot see: redis is not compiled by it.
   servers='both and not test_files and not one_shot and not upload and not proxy and not unpipelined_threads'
@@ -64,27 +68,26 @@ run_program() {
   tail -n 5 "$results/$1.txt"
 }
 
-# run_integration NAME EXPRESSION FILE…
+# run_integration NAME EXPRESSION FILE… [PYTEST OPTION…]
 run_integration() {
   local name=$1 expression=$2
   shift 2
   echo "== $name"
   MPKLINK_BUILD=$build MPKLINK_PRELOAD_FIRST=$first MPKLINK_PRELOAD_LAST=$last \
     timeout 2400 /usr/bin/python3 -m pytest -q -o cache_dir="$results/cache" --junitxml="$results/$name.xml" \
-    -m 'not slow and not beyond' -k "$expression" "${@/#/tests/integration/}"
+    -m 'not slow and not beyond' -k "$expression" "$@"
   echo "exit code $?" >"$results/$name.exit"
 }
 
 run_program unit_tests
 if [ "$quick" = 1 ]; then
-  run_integration echo 'both and not ring4 and not warm0 and not mprotect and not tiny and (test_threads or test_events)' echo_test.py
+  run_integration echo 'both and not ring4 and not warm0 and not mprotect and not tiny and (test_threads or test_events)' tests/integration/echo_test.py
 else
   [ "$kind" = address ] && run_program model_tests # one thread: nothing for ThreadSanitizer
-  run_integration echo "$variants" echo_test.py
-  # efault: a sanitizer checks the copies, and a bad pointer is a report.
-  run_integration semantics "$variants and not tiny and not efault" semantics_test.py
+  run_integration echo "$variants" tests/integration/echo_test.py
+  run_integration semantics "$variants and not tiny and $semantics" tests/integration/semantics_test.py -n 3
   # Without curl, which hangs in setlocale() with gcc 12's runtimes alone.
-  run_integration servers "$servers" nginx_test.py redis_test.py wrk_test.py
+  run_integration servers "$servers" tests/integration/{nginx,redis,wrk}_test.py
 fi
 
 for report in "$reports"/*; do
