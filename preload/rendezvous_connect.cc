@@ -91,6 +91,7 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
   int count = board_fd >= 0 ? 2 : 1;
   if (offer.new_pair) {
     Pair* pair = s->pair;
+    const LockGuard guard(pair->lock);
     offer.bell_count = pair->offer_bell_count;
     for (std::uint32_t i = 0; i < offer.bell_count; ++i) {
       offer.bells[i] = pair->offer_bells[i];

@@ -113,13 +113,13 @@ bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
 // then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.
 bool claim(Stream* s) {
-  if (s->channel != nullptr) return false;  // an earlier one that some thread still has pinned
   if (!s->send_lock.try_lock()) return false;
   if (!s->receive_lock.try_lock()) {
     s->send_lock.unlock();
     return false;
   }
-  if (fork_under_way() || held_by_others(s)) {
+  // A channel: an earlier one that some thread still has pinned.
+  if (s->channel != nullptr || fork_under_way() || held_by_others(s)) {
     s->receive_lock.unlock();
     s->send_lock.unlock();
     return false;
