@@ -98,6 +98,7 @@ bool give_back(int fd, Stream* s) {
     process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
     // The ring has not carried them after all; a forked child gives back what its parent counts.
     if (ours(s)) process().counters.ring_tx.fetch_add(~static_cast<std::uint64_t>(n) + 1);
+    process().counters.ring_returned.fetch_add(static_cast<std::uint64_t>(n));
     advance(s, c, static_cast<std::size_t>(n));
   }
 }

@@ -52,7 +52,7 @@ class LockGuard {
 
 // Counters of things that cost a system call or happen once a stream; ring bytes are summed from the streams.
 struct Counters {
-  Atomic<std::uint64_t> upgraded, revoked, ring_tx, ring_rx, tcp_tx, tcp_rx, bells, sleeps, spin_hits, slow_waits, reentered;
+  Atomic<std::uint64_t> upgraded, revoked, ring_tx, ring_rx, ring_returned, tcp_tx, tcp_rx, bells, sleeps, spin_hits, slow_waits, reentered;
   Atomic<std::uint64_t> plain[static_cast<unsigned>(Reason::kCount)];
 };
 

@@ -67,6 +67,7 @@ void add_all(Json* json) {
     std::uint64_t value;
   } numbers[] = {
       {"ring_tx_bytes", c.ring_tx.load_relaxed()}, {"ring_rx_bytes", c.ring_rx.load_relaxed()},
+      {"ring_returned_bytes", c.ring_returned.load_relaxed()},
       {"tcp_tx_bytes", c.tcp_tx.load_relaxed()},   {"tcp_rx_bytes", c.tcp_rx.load_relaxed()},
       {"bells", c.bells.load_relaxed()},           {"sleeps", c.sleeps.load_relaxed()},
       {"spin_hits", c.spin_hits.load_relaxed()},   {"gates", p.guard.gates()},

@@ -28,13 +28,13 @@ def test_net_echo(bench):
     client = bench.start(["node", SCRIPTS / "node_echo.js", "client", server.port(), 20, 500_000], CLIENT, name="client")
     assert "checked" in client.finish(timeout_s=60)
     server.stop(signal.SIGTERM)
-    bench.assert_ring(streams=20, min_bytes=20 * 200_000)
+    bench.assert_ring(streams=20, min_bytes=20 * 700_000)
 
 
 @pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.BOTH], ids=lambda c: c.value)
 def test_net_echo_one_process(bench):
     assert "checked" in bench.run(["node", SCRIPTS / "node_echo.js", "both", 0, 10, 500_000], SERVER, timeout_s=60)
-    bench.assert_ring(streams=20, min_bytes=10 * 200_000, sides=[SERVER])
+    bench.assert_ring(streams=20, min_bytes=10 * 700_000, sides=[SERVER])
 
 
 def test_node_server_python_client(bench):
@@ -42,4 +42,4 @@ def test_node_server_python_client(bench):
     client = bench.start([PYTHON, SCRIPTS / "py_asyncio.py", "client", server.port(), 20, 200_000], CLIENT, name="client")
     assert "checked" in client.finish(timeout_s=60)
     server.stop(signal.SIGTERM)
-    bench.assert_ring(streams=20, min_bytes=20 * 80_000)
+    bench.assert_ring(streams=20, min_bytes=20 * 300_000)

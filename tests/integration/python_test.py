@@ -34,7 +34,7 @@ def test_asyncio(bench, settings):
     client = bench.start(script("py_asyncio.py", "client", server.port(), 30, 200_000), CLIENT, name="client")
     assert "checked" in client.finish(timeout_s=60)
     server.stop(signal.SIGTERM)
-    bench.assert_ring(streams=30, min_bytes=30 * 80_000, exact=True, conserved=True)
+    bench.assert_ring(streams=30, min_bytes=30 * 300_000, exact=True, conserved=True)
 
 
 @pytest.mark.parametrize("combo,settings", ONE_PROCESS_VARIANTS, ids=ONE_PROCESS_IDS)
@@ -43,7 +43,7 @@ def test_asyncio_one_loop(bench, settings):
     bench.settings = settings
     text = bench.run(script("py_asyncio.py", "both", 0, 10, 200_000), SERVER, timeout_s=60)
     assert "checked" in text
-    bench.assert_ring(streams=20, min_bytes=10 * 80_000, exact=True, conserved=True, sides=[SERVER])
+    bench.assert_ring(streams=20, min_bytes=10 * 300_000, exact=True, conserved=True, sides=[SERVER])
 
 
 def test_subprocesses(bench):
@@ -61,4 +61,4 @@ def test_multiprocessing_fork(bench):
     client = bench.start(script("py_asyncio.py", "client", server.port(), 12, 100_000), CLIENT, name="client")
     assert "checked" in client.finish()
     server.stop(signal.SIGTERM)
-    bench.assert_ring(streams=12, min_bytes=12 * 30_000, exact=True, conserved=True)
+    bench.assert_ring(streams=12, min_bytes=12 * 150_000, exact=True, conserved=True)

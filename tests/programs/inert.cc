@@ -21,7 +21,7 @@ void report() {
   char line[512];
   const int n = snprintf(line, sizeof line,
                          "{\"pid\":%d,\"comm\":\"%s\",\"guard\":\"off\",\"upgraded\":0,\"revoked\":0,\"plain\":{\"no-peer\":1},"
-                         "\"ring_tx_bytes\":0,\"ring_rx_bytes\":0,\"tcp_tx_bytes\":0,\"tcp_rx_bytes\":0,\"bells\":0,\"sleeps\":0,"
+                         "\"ring_tx_bytes\":0,\"ring_rx_bytes\":0,\"ring_returned_bytes\":0,\"tcp_tx_bytes\":0,\"tcp_rx_bytes\":0,\"bells\":0,\"sleeps\":0,"
                          "\"spin_hits\":0,\"gates\":0,\"gate_found_open\":0}\n",
                          static_cast<int>(getpid()), program_invocation_short_name);
   (void)!write(fd, line, static_cast<size_t>(n));
