@@ -243,7 +243,8 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
     return epoll_wait_managed(set, events, maxevents, timeout_ns, mask);
   }
   const int n = counted_wait(set, events, maxevents, timeout_ns, mask);
-  if (n <= 0) return n;
+  // Nothing of ours can be in it: the usual case of a program whose peers run without the library.
+  if (n <= 0 || (set->poller == kNoPoller && process().generation.load_relaxed() == 0)) return n;  // relaxed: changes by fork only
   // A stream of the set was upgraded while we slept, or a bell is still in it: a forked child's set is its parent's, bells and all.
   const int kept = filter(set, events, n);
   if (kept > 0) return kept;
