@@ -80,7 +80,7 @@ bool give_back_patiently(int fd, Stream* s, Lock lock) {
 
 }  // namespace
 
-bool give_back(int fd, Stream* s) {
+bool give_back(int fd, Stream* s, int flags) {
   const ErrnoSaver keep;
   note_revoked(s);
   for (;;) {
@@ -88,7 +88,7 @@ bool give_back(int fd, Stream* s) {
     next_chunk(s, &c);
     if (c.lied) poison(fd, s);
     if (!c.any) return true;
-    const ssize_t n = quiet().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t n = quiet().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL | flags);
     if (n < 0 && errno == EAGAIN) return false;
     if (n < 0) {
       if (errno != EPIPE) s->pending_error.store_release(static_cast<std::uint32_t>(errno));
@@ -126,7 +126,8 @@ void leave_to_kernel(int fd, Stream* s, TransferLock::When when) {
     const TransferLock lock(fd, s, TransferLock::kSend, when);
     if (!lock.held() || s->core == nullptr) return;
     if (s->forked.load_relaxed() || s->send_over_tcp.load_relaxed()) return;  // relaxed: another process sends; TCP takes no more
-    if (!freeze_unread(s, &own) || give_back(fd, s)) return;
+    // MSG_MORE: with the FIN, as one piece of news to an edge-triggered epoll, to which these bytes are none.
+    if (!freeze_unread(s, &own) || give_back(fd, s, MSG_MORE)) return;
     make_room(fd, s);
     // Behind a FIN nothing can follow. At the last close a peer that asked for its bytes is waited for (give_back_at_end).
     if (i == kTries && (own || when == TransferLock::kInUse)) stop_returning(s);

@@ -8,7 +8,8 @@ namespace mpklink {
 
 // Sends what is left to give back of a frozen ring, without blocking. Send lock held, gate closed. True: nothing is left, what
 // the program sends next may follow over TCP. A connection that has ended takes the bytes with it, as TCP's send queue.
-bool give_back(int fd, Stream* s);
+// `flags`: of send(2), more of them.
+bool give_back(int fd, Stream* s, int flags = 0);
 
 // As often as it takes, making room in the socket's send buffer; before the descriptor leaves our hands. No lock held; false:
 // some bytes did not fit within a second.

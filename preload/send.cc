@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::uint32_t kSendsBetweenOrphanLooks = 16;
 constexpr int kWaitersRaceMax = 8;
+constexpr std::size_t kWholeMax = 4096;  // as PIPE_BUF
 
 // Whether this direction may leave TCP now. Gate open, send lock held.
 bool may_switch(Stream* s) {
@@ -79,6 +80,12 @@ bool route_to_ring(Stream* s, std::size_t want, Route* route) {
   return !route->bells_missing;
 }
 
+// A small message goes whole or not at all, as on TCP, where it is one skb: threads that share a stream rely on it. With less
+// than half of the ring free a wish for space is answered at half, which is enough for these.
+std::size_t least_space(const Stream* s, std::size_t want) {
+  return want <= kWholeMax && want <= s->capacity / 2 ? want : 1;
+}
+
 // `from` is a copy that was checked against the guarded range.
 Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups* wakeups) {
   Route route;
@@ -88,7 +95,7 @@ Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups
   RingProducer producer = producer_of(s);
   route.lied = !producer.refresh();
   if (route.lied) return route;
-  if (producer.space() == 0 && !producer.wish_space(&route.lied)) {
+  if (producer.space() < least_space(s, want) && !producer.wish_space(&route.lied)) {
     route.full = true;
     route.stalled = !route.lied && note_full(s, producer.head());
     return route;
