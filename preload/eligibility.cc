@@ -97,14 +97,17 @@ bool consistent_info(int fd, tcp_info* info, int* unread) {
 
 }  // namespace
 
-bool eligible(int fd, const Stream* s, Addresses* addresses, Reason* reason) {
-  *reason = Reason::kPeerAbsent;  // it has closed already
+bool addresses_of(int fd, Addresses* addresses) {
+  *addresses = {};
   socklen_t local_size = sizeof addresses->local, peer_size = sizeof addresses->peer;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&addresses->local), &local_size) != 0) return false;
-  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&addresses->peer), &peer_size) != 0) return false;
+  return ::getsockname(fd, reinterpret_cast<sockaddr*>(&addresses->local), &local_size) == 0 &&
+         ::getpeername(fd, reinterpret_cast<sockaddr*>(&addresses->peer), &peer_size) == 0;
+}
+
+bool eligible(int fd, const Stream* s, const Addresses& addresses, Reason* reason) {
   *reason = Reason::kNotLocal;
   Endpoint local, peer;
-  if (!endpoint_of(addresses->local, &local) || !endpoint_of(addresses->peer, &peer)) return false;
+  if (!endpoint_of(addresses.local, &local) || !endpoint_of(addresses.peer, &peer)) return false;
   if (!same_address(local, peer) && !(is_loopback(local) && is_loopback(peer))) return false;
   *reason = Reason::kPorts;
   if (!process().settings.port_allowed(s->connector ? peer.port : local.port)) return false;

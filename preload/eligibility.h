@@ -12,8 +12,11 @@ struct Addresses {
   sockaddr_storage local, peer;
 };
 
-// Whether the stream's two ends are in this network namespace and nothing set on it needs the kernel. Fills *addresses.
-bool eligible(int fd, const Stream* s, Addresses* addresses, Reason* reason);
+// False: it is not connected any more, or not a connection of the internet families.
+bool addresses_of(int fd, Addresses* addresses);
+
+// Whether the stream's two ends are on this machine, its port is wanted and nothing set on it needs the kernel.
+bool eligible(int fd, const Stream* s, const Addresses& addresses, Reason* reason);
 
 // Whether the kernel's byte counters of both directions equal ours: nobody used the socket behind our back. Claimed stream.
 bool counters_agree(int fd, const Stream* s, Reason* reason);

@@ -16,6 +16,13 @@ inline void end_kernel_call(void* stream) {
 
 enum class Flow { kIn, kOut };
 
+// An answer received: the peer's thread has been through an operation since the one before, and so through its upgrade step.
+inline void note_turn(Stream* s, Flow flow) {
+  const bool in = flow == Flow::kIn;
+  if (in && !s->last_was_in) s->turns = s->turns + 1;
+  s->last_was_in = in;
+}
+
 // Runs `call` (a kernel data call on fd) as an operation of candidate `s`. False: the stream became managed meanwhile.
 template <class Call>
 bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result, Call call) {
@@ -35,7 +42,10 @@ bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result
     const ErrnoSaver keep;
     end_kernel_call(s);
   }
-  if (n > 0) after_operation(fd, s);
+  if (n > 0) {
+    note_turn(s, flow);
+    after_operation(fd, s);
+  }
   *result = n;
   return true;
 }

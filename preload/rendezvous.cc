@@ -20,15 +20,17 @@ void take_over_counts(Atomic<std::uint64_t>* mine, const Atomic<std::uint64_t>& 
   counter->fetch_add(mine->exchange(sum) - sum);
 }
 
-// The first step: is the connection one for us, and which end are we?
-bool begin(int fd, Stream* s, Addresses* addresses) {
-  Reason reason = Reason::kNotLocal;
-  if (!eligible(fd, s, addresses, &reason)) {
+// Is the connection one for us, and which end are we? Asked once: what is set on the socket later, hooks see.
+void begin(int fd, Stream* s) {
+  Addresses addresses;
+  Reason reason = Reason::kPeerAbsent;  // it has closed already
+  if (!addresses_of(fd, &addresses) || !eligible(fd, s, addresses, &reason)) {
     give_up(s, reason);
-    return false;
+  } else if (s->connector) {
+    connector_meet(fd, s);
+  } else {
+    acceptor_listen(s, addresses);
   }
-  if (s->rendezvous_step == kMeet && !s->connector) s->rendezvous_step = kListen;
-  return true;
 }
 
 void take_step(int fd, Stream* s) {
@@ -46,17 +48,14 @@ void take_step(int fd, Stream* s) {
     return;
   }
   if (state != State::kCandidate && state != State::kSettling) return;
-  Addresses addresses = {};
-  const bool needs_addresses = s->rendezvous_step == kMeet || s->rendezvous_step == kListen || s->rendezvous_step == kAccept;
-  if (needs_addresses && !begin(fd, s, &addresses)) return;
   switch (s->rendezvous_step) {
-    case kMeet: connector_meet(s, addresses); break;
+    case kBegin: begin(fd, s); break;
+    case kMeet: connector_meet(fd, s); break;
     case kHello: connector_hello(s); [[fallthrough]];
     case kOffer:
       if (s->rendezvous_step == kOffer) connector_offer(fd, s);
       break;
-    case kListen: acceptor_listen(s, addresses); break;
-    case kAccept: acceptor_accept(s, addresses); break;
+    case kAccept: acceptor_accept(fd, s); break;
     case kTake: acceptor_take(fd, s); break;
     default: break;
   }
@@ -96,7 +95,7 @@ void back_to_tcp(Stream* s) {
       take_over_counts(&s->tcp_sent, s->core->send.tcp_sent, &process().counters.tcp_tx);
       take_over_counts(&s->tcp_received, s->core->receive.tcp_received, &process().counters.tcp_rx);
     }
-    s->rendezvous_step = kMeet;
+    s->rendezvous_step = kBegin;
     s->tries = 0;
     next_try_in(s, kAgainAfter << s->returns++);
   } else if (!s->stay_plain.load_relaxed()) {  // relaxed: as above

@@ -141,7 +141,9 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
 void acceptor_listen(Stream* s, const Addresses& addresses) {
   sockaddr_un name = {};
   const socklen_t size = rendezvous_name(addresses, false, &name);
-  const int fd = unix_socket(s);
+  const int host = unix_socket();
+  s->rendezvous_fd = host < 0 ? -1 : hide_fd(host);
+  const int fd = s->rendezvous_fd;
   if (fd < 0) {
     give_up(s, reason_of(errno));
     return;
@@ -155,7 +157,7 @@ void acceptor_listen(Stream* s, const Addresses& addresses) {
   next_try_in(s, 1);
 }
 
-void acceptor_accept(Stream* s, const Addresses& addresses) {
+void acceptor_accept(int fd, Stream* s) {
   const int accepted = quiet().accept4(s->rendezvous_fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
   if (accepted < 0) {
     const int error = errno;
@@ -169,6 +171,12 @@ void acceptor_accept(Stream* s, const Addresses& addresses) {
   const int hidden = hide_fd(accepted);
   if (hidden < 0) {
     give_up(s, Reason::kNoDescriptors);
+    return;
+  }
+  Addresses addresses;
+  if (!addresses_of(fd, &addresses)) {
+    close_hidden(hidden);
+    give_up(s, Reason::kPeerAbsent);
     return;
   }
   if (!peer_allowed(addresses, hidden, s)) {

@@ -104,17 +104,24 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
 
 }  // namespace
 
-void connector_meet(Stream* s, const Addresses& addresses) {
+// Nobody there is the usual case of a peer without the library, tried some ten times a connection: as few calls as it takes.
+void connector_meet(int fd, Stream* s) {
+  s->rendezvous_step = kMeet;
+  Addresses addresses;
+  if (!addresses_of(fd, &addresses)) {
+    give_up(s, Reason::kPeerAbsent);
+    return;
+  }
   sockaddr_un name = {};
   const socklen_t size = rendezvous_name(addresses, true, &name);
-  const int fd = unix_socket(s);
-  if (fd < 0) {
+  const int visitor = unix_socket();
+  if (visitor < 0) {
     give_up(s, reason_of(errno));
     return;
   }
-  if (quiet().connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) {
+  if (quiet().connect(visitor, reinterpret_cast<const sockaddr*>(&name), size) != 0) {
     const int error = errno;
-    drop_socket(s);
+    quiet().close(visitor);
     if (error == ECONNREFUSED || error == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
@@ -122,7 +129,12 @@ void connector_meet(Stream* s, const Addresses& addresses) {
     }
     return;
   }
-  if (!peer_allowed(addresses, fd, s)) {
+  s->rendezvous_fd = hide_fd(visitor);
+  if (s->rendezvous_fd < 0) {
+    give_up(s, Reason::kNoDescriptors);
+    return;
+  }
+  if (!peer_allowed(addresses, s->rendezvous_fd, s)) {
     give_up(s, Reason::kPeerUid);
     return;
   }

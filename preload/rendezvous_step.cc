@@ -15,9 +15,13 @@
 namespace mpklink {
 namespace {
 
-constexpr std::uint32_t kTriesMax = 7;      // 2, 4, 8, 16, 16 … operations apart, and over at least kTriesNs
-constexpr std::uint32_t kDistanceMax = 16;  // … to meet
-constexpr std::uint32_t kDistanceMet = 2;   // … once the peer is known to be there
+constexpr std::uint32_t kTriesMax = 7;       // 2, 4, 8 … operations apart
+constexpr std::uint32_t kDistanceMax = 32;  // … to meet
+constexpr std::uint32_t kDistanceMet = 2;    // … once the peer is known to be there
+// A peer that answers takes its steps between its answers: so many without a sign of it, and it has no library. One that does not
+// answer may be waiting for its turn on a busy machine: given time.
+constexpr std::uint32_t kTurnsMax = 64;
+constexpr std::uint64_t kTurnsNs = 10000000;
 constexpr std::uint64_t kTriesNs = 200000000;
 
 }  // namespace
@@ -36,13 +40,17 @@ void give_up(Stream* s, Reason reason) {
   make_plain(s, reason);
 }
 
-// Nobody there, or nothing arrived yet: again later, with growing distance. Enough tries must fail over enough time: a
-// stream in full flow makes its operations faster than a busy machine gives the peer a turn.
+// Nobody there, or nothing arrived yet: again later, with growing distance.
 void retry_or_give_up(Stream* s, Reason reason) {
   const std::uint64_t now = now_ns();
-  if (s->tries == 0) s->first_try_ns = now;
+  if (s->tries == 0) {
+    s->first_try_ns = now;
+    s->first_turns = s->turns;
+  }
   if (s->tries < kTriesMax) ++s->tries;
-  if (s->tries == kTriesMax && now - s->first_try_ns > kTriesNs) {
+  const std::uint64_t waited = now - s->first_try_ns;
+  const bool answered = waited > kTurnsNs && s->turns - s->first_turns >= kTurnsMax;
+  if (s->tries == kTriesMax && (answered || waited > kTriesNs)) {
     give_up(s, reason);
     return;
   }
@@ -76,11 +84,7 @@ ProcessId own_id() {
   return id;
 }
 
-int unix_socket(Stream* s) {
-  const int fd = real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  s->rendezvous_fd = fd < 0 ? -1 : hide_fd(fd);
-  return s->rendezvous_fd;
-}
+int unix_socket() { return real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }
 
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
 bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {

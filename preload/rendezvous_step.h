@@ -8,8 +8,8 @@
 
 namespace mpklink {
 
-// What the next step is. The connector: meet, hello, offer. The acceptor: listen, accept, take.
-enum Step : std::uint8_t { kMeet, kHello, kOffer, kAwaitAccept, kListen, kAccept, kTake };
+// What the next step is. The connector: meet, hello, offer, await. The acceptor (which listens at once): accept, take.
+enum Step : std::uint8_t { kBegin, kMeet, kHello, kOffer, kAwaitAccept, kAccept, kTake };
 
 void next_try_in(Stream* s, std::uint32_t operations);
 void drop_socket(Stream* s);
@@ -20,7 +20,7 @@ Reason reason_of(int error);
 
 ProcessId random_id();
 ProcessId own_id();
-int unix_socket(Stream* s);  // s->rendezvous_fd; -1 with errno
+int unix_socket();  // not hidden yet; -1 with errno
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
 bool peer_allowed(const Addresses& addresses, int socket, Stream* s);
 
@@ -37,12 +37,12 @@ void detach_channel(Stream* s);
 void abandon_offer(Stream* s, bool new_pair, Reason reason);
 void read_options(int fd, Stream* s);
 
-void connector_meet(Stream* s, const Addresses& addresses);
+void connector_meet(int fd, Stream* s);
 void connector_hello(Stream* s);
 void connector_offer(int fd, Stream* s);
 void connector_await(int fd, Stream* s);
 void acceptor_listen(Stream* s, const Addresses& addresses);
-void acceptor_accept(Stream* s, const Addresses& addresses);
+void acceptor_accept(int fd, Stream* s);
 void acceptor_take(int fd, Stream* s);
 
 }  // namespace mpklink

@@ -93,6 +93,9 @@ struct Stream {
   std::uint32_t tries;
   std::uint32_t returns;               // how often it came back from a ring
   std::uint64_t first_try_ns;
+  Hint<bool> last_was_in;              // the last operation received
+  Hint<std::uint32_t> turns;           // answers received; a lost count is a later end of trying
+  std::uint32_t first_turns;           // as of the first try
   int rendezvous_fd;                   // the Unix socket of the step in hand, or -1
   std::uint8_t rendezvous_step;        // RendezvousStep
   ProcessId peer_id;
