@@ -119,15 +119,14 @@ bool freeze_unread(Stream* s, bool* own) {
 
 }  // namespace
 
-void leave_to_kernel(int fd, Stream* s, TransferLock::When when) {
+void leave_to_kernel(int fd, Stream* s, TransferLock::When when, int flags) {
   constexpr int kTries = 2;  // the second one with more room
   bool own = false;
   for (int i = 1; i <= kTries; ++i) {
     const TransferLock lock(fd, s, TransferLock::kSend, when);
     if (!lock.held() || s->core == nullptr) return;
     if (s->forked.load_relaxed() || s->send_over_tcp.load_relaxed()) return;  // relaxed: another process sends; TCP takes no more
-    // MSG_MORE: with the FIN, as one piece of news to an edge-triggered epoll, to which these bytes are none.
-    if (!freeze_unread(s, &own) || give_back(fd, s, MSG_MORE)) return;
+    if (!freeze_unread(s, &own) || give_back(fd, s, flags)) return;
     make_room(fd, s);
     // Behind a FIN nothing can follow. At the last close a peer that asked for its bytes is waited for (give_back_at_end).
     if (i == kTries && (own || when == TransferLock::kInUse)) stop_returning(s);

@@ -17,8 +17,8 @@ bool give_back_all(int fd, Stream* s);
 
 // This end sends no more (shutdown, last close, exit): what is unread in its ring goes to TCP, so that whoever has the other end's
 // socket gets it, also a program that is handed it later and knows nothing of rings. Does not wait: what TCP has no room for
-// stays where a peer of ours finds it. No lock held, gate closed.
-void leave_to_kernel(int fd, Stream* s, TransferLock::When when);
+// stays where a peer of ours finds it. `flags`: of send(2), more of them. No lock held, gate closed.
+void leave_to_kernel(int fd, Stream* s, TransferLock::When when, int flags = 0);
 
 // At the last close: whoever froze the ring still gets everything. Both locks free, `fd` no longer in the table.
 void give_back_at_end(int fd, Stream* s);

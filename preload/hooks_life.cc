@@ -184,7 +184,8 @@ int mpklink_shutdown(int fd, int how) noexcept {
   if (s == nullptr || !managed(state_of(s))) return real().shutdown(fd, how);
   if (how == SHUT_WR || how == SHUT_RDWR) {  // before the FIN
     answer_freeze(fd, s);
-    leave_to_kernel(fd, s, TransferLock::kInUse);
+    // MSG_MORE: with the FIN, as one piece of news to an edge-triggered epoll, to which these bytes are none.
+    leave_to_kernel(fd, s, TransferLock::kInUse, MSG_MORE);
   }
   // Before the FIN is on its way: sends meet the kernel's EPIPE, and nobody mistakes the end of the connection for a death.
   const uint32_t before = how == SHUT_WR || how == SHUT_RDWR ? s->send_over_tcp.exchange(1) : 1;
