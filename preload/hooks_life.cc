@@ -12,6 +12,7 @@
 #include "preload/hook_scope.h"
 #include "preload/pollers.h"
 #include "preload/revoke.h"
+#include "preload/sleepers.h"
 #include "shm/user_copy.h"
 
 using namespace mpklink;
@@ -91,6 +92,7 @@ void before_overwrite(int from, int to) {
   if (fd_table().hidden(to)) {
     make_way(to);
   } else {
+    keep_for_sleepers(to);
     forget_fd(to);
   }
 }
@@ -123,7 +125,7 @@ int close_range_any(unsigned first, unsigned last, int flags) {
     const int number = static_cast<int>(fd);
     if (fd_table().empty(number)) continue;
     if (!fd_table().hidden(number)) {
-      if (closes && ours) forget_fd(number);
+      if (closes && ours) keep_for_sleepers(number), forget_fd(number);
       continue;
     }
     if (fd > from && real().close_range(from, fd - 1, flags) != 0) return -1;
@@ -175,6 +177,7 @@ int mpklink_close(int fd) {
     errno = EBADF;
     return -1;
   }
+  keep_for_sleepers(fd);
   fresh_fd(fd);
   return real().close(fd);
 }

@@ -275,19 +275,20 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
 }
 
 // recv(2) of zero bytes waits until there is something to receive (read(2) of zero does not; its hook asks the kernel).
-ssize_t receive_nothing(const Call& c) {
+ssize_t receive_nothing(Call* call) {
+  const Call& c = *call;
   std::uint64_t deadline = 0;
   for (;;) {
     char byte = 0;
     if (unread_bytes(c.fd, c.s) > 0 || quiet().recv(c.fd, &byte, 0, MSG_DONTWAIT) == 0) return 0;
     if (errno != EAGAIN) return -1;
     if (non_blocking(c.s, c.flags)) return finish_call(0, EAGAIN);
-    const int error = block(c, EPOLLIN, 0, c.s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    const int error = block(call, EPOLLIN, 0, c.s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(0, error);
   }
 }
 
-// The stream went back to TCP in the middle of a call that waits for all: the kernel goes on, counted as any call that may
+// The stream went back to TCP in the middle of a call that waits for all, or whose number is closed: the kernel goes on, counted as any call that may
 // block there, or the next upgrade would not know that somebody sleeps on the socket alone. False: it has been upgraded already.
 bool receive_rest(const Call& c, std::size_t done, ssize_t* result) {
   *result = static_cast<ssize_t>(done);
@@ -299,7 +300,8 @@ bool receive_rest(const Call& c, std::size_t done, ssize_t* result) {
   if (header.msg_iovlen == 0) return true;
   ssize_t n = 0;
   if (!kernel_operation(c.fd, c.s, Flow::kIn, true, &n, [&] { return real().recvmsg(c.fd, &header, c.flags); })) return false;
-  if (n < 0) keep_for_next_call(c.s, errno);
+  if (n < 0 && done == 0) *result = n;
+  if (n < 0 && done > 0) keep_for_next_call(c.s, errno);
   *result += n > 0 ? n : 0;
   return true;
 }
@@ -331,15 +333,10 @@ void nap(unsigned count) {
   raw_syscall(SYS_nanosleep, reinterpret_cast<long>(&time), 0);  // raw: no cancellation point
 }
 
-}  // namespace
-
-ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
-  if (flags & (MSG_OOB | MSG_ERRQUEUE)) return kNotOurs;
-  std::size_t total = 0;
-  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
-  const Call call = {fd, s, parts, count, flags};
-  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
-  if (total == 0) return receive_nothing(call);
+// Until the call has its bytes, the end or an error.
+ssize_t receive_loop(Call* c, std::size_t total) {
+  Stream* const s = c->s;
+  const int flags = c->flags;
   // As sock_rcvlowat: a blocking call waits for so many.
   const std::size_t mark = low_water(s);
   const std::size_t target = mark < total ? mark : total;
@@ -351,19 +348,19 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     Step step;
     bool follow = false;
     {
-      const TransferLock lock(fd, s, TransferLock::kReceive);
+      const TransferLock lock(c->fd, s, TransferLock::kReceive);
       if (lock.reentered()) return finish_call(done, EAGAIN);
-      if (!lock.held() && done > 0 && (flags & MSG_WAITALL)) {
+      if (!lock.held() && ((done > 0 && (flags & MSG_WAITALL)) || (done == 0 && c->on_stand_in))) {
         ssize_t result = 0;
-        if (receive_rest(call, done, &result)) return result;
+        if (receive_rest(*c, done, &result)) return result;
         continue;
       }
-      if (!lock.held()) return lost_stream(fd, s, done, waited);
-      step = receive_step(call, done, total - done, &follow);
+      if (!lock.held()) return lost_stream(c->fd, s, done, waited);
+      step = receive_step(*c, done, total - done, &follow);
     }
-    if (follow) path_moved(fd, s);
+    if (follow) path_moved(c->fd, s);
     if (step.n > 0 && (flags & MSG_PEEK)) {
-      if (!peek_again(call, static_cast<std::size_t>(step.n), total, &deadline)) return step.n;
+      if (!peek_again(*c, static_cast<std::size_t>(step.n), total, &deadline)) return step.n;
       continue;
     }
     if (step.n > 0) {
@@ -381,9 +378,21 @@ ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int fla
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     if (done > 0 && !(flags & MSG_WAITALL) && done >= target) return static_cast<ssize_t>(done);
     waited = true;
-    const int error = block(call, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    const int error = block(c, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
   }
+}
+
+}  // namespace
+
+ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  if (flags & (MSG_OOB | MSG_ERRQUEUE)) return kNotOurs;
+  std::size_t total = 0;
+  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
+  Call call = {fd, s, parts, count, flags};
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  const ssize_t result = total == 0 ? receive_nothing(&call) : receive_loop(&call, total);
+  return call.on_stand_in ? finish_on_stand_in(call, result) : result;
 }
 
 int unread_bytes(int fd, Stream* s) {

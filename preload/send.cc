@@ -191,6 +191,7 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
 // The stream went back to TCP in the middle of a blocking call, which never sends less than all: the kernel goes on, counted as
 // any call that may block there. False: the stream has been upgraded already.
 bool send_rest(const Call& c, std::size_t* done) {
+  errno = EBADF;
   for (;;) {
     if (fd_table().stream(c.fd) != c.s) return true;
     iovec from[kPartsMax];
@@ -199,9 +200,10 @@ bool send_rest(const Call& c, std::size_t* done) {
     header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, *done, SIZE_MAX, from));
     if (header.msg_iovlen == 0) return true;
     ssize_t n = 0;
-    const auto send = [&] { return real().sendmsg(c.fd, &header, c.flags | MSG_NOSIGNAL); };
+    const int flags = *done > 0 ? c.flags | MSG_NOSIGNAL : c.flags;
+    const auto send = [&] { return real().sendmsg(c.fd, &header, flags); };
     if (!kernel_operation(c.fd, c.s, Flow::kOut, true, &n, send)) return false;
-    if (n < 0) keep_for_next_call(c.s, errno);
+    if (n < 0 && *done > 0) keep_for_next_call(c.s, errno);
     if (n <= 0) return true;
     *done += static_cast<std::size_t>(n);
   }
@@ -237,28 +239,26 @@ void look_for_orphan(int fd, Stream* s, bool now) {
   if (s->core != nullptr && peer_is_dead(fd, s)) s->send_over_tcp.store_relaxed(1);
 }
 
-ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
-  if (flags & MSG_OOB) return send_urgent({fd, s, parts, count, flags});
-  flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
-  std::size_t total = 0;
-  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
-  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
-  if (total == 0) return quiet().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
-  const Call call = {fd, s, parts, count, flags};
+namespace {
+
+// Until the call has sent all, as a blocking one does, or what fits.
+ssize_t send_loop(Call* c, std::size_t total) {
+  Stream* const s = c->s;
+  const int flags = c->flags;
   std::size_t done = 0;
   std::uint64_t deadline = 0;
   bool waited = false;
   for (;;) {
     Step step;
     {
-      const TransferLock lock(fd, s, TransferLock::kSend);
+      const TransferLock lock(c->fd, s, TransferLock::kSend);
       if (lock.reentered()) return finish_call(done, EAGAIN);
-      if (!lock.held() && done > 0 && !non_blocking(s, flags)) {
-        if (send_rest(call, &done)) return static_cast<ssize_t>(done);
+      if (!lock.held() && ((done > 0 && !non_blocking(s, flags)) || c->on_stand_in)) {
+        if (send_rest(*c, &done)) return done > 0 ? static_cast<ssize_t>(done) : -1;
         continue;
       }
-      if (!lock.held()) return lost_stream(fd, s, done, waited);
-      step = send_step(call, done, total - done);
+      if (!lock.held()) return lost_stream(c->fd, s, done, waited);
+      step = send_step(*c, done, total - done);
     }
     if (step.n >= 0) {
       done += static_cast<std::size_t>(step.n);
@@ -266,14 +266,28 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
       continue;
     }
     if (step.leave) {
-      answer_freeze(fd, s);
+      answer_freeze(c->fd, s);
       continue;
     }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     waited = true;
-    const int error = block(call, EPOLLOUT, done, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    const int error = block(c, EPOLLOUT, done, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
   }
+}
+
+}  // namespace
+
+ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  if (flags & MSG_OOB) return send_urgent({fd, s, parts, count, flags});
+  flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
+  std::size_t total = 0;
+  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
+  pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  if (total == 0) return quiet().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
+  Call call = {fd, s, parts, count, flags};
+  const ssize_t result = send_loop(&call, total);
+  return call.on_stand_in ? finish_on_stand_in(call, result) : result;
 }
 
 int unsent_bytes(int fd, Stream* s) {

@@ -14,6 +14,7 @@
 #include "preload/pair.h"
 #include "preload/pollers.h"
 #include "preload/revoke.h"
+#include "preload/sleepers.h"
 
 namespace mpklink {
 
@@ -68,7 +69,7 @@ void reset_stream(Stream* s) {
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
       &s->low_water, &s->stay_plain, &s->handed_on, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
-      &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds};
+      &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in};
   for (auto* word : words) word->store_relaxed(0);
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns,
                                          &s->full_head, &s->full_since_ns};
@@ -461,6 +462,10 @@ void streams_forked_child(bool prepared) {
     const Gate gate;
     s->ring_tx_base = s->core->producer.tail.load_relaxed();  // relaxed: a statistic
     s->ring_rx_base = s->core->consumer.head.load_relaxed();
+  });
+  for_each_stream([](Stream* s) {
+    s->sleepers.store_relaxed(0);  // relaxed: one thread here
+    drop_stand_in(s);
   });
 }
 

@@ -104,6 +104,8 @@ struct Stream {
 
   Atomic<std::uint32_t> pins;          // threads that use the object without a lock; channel and slot stay for them
   Atomic<std::uint32_t> after_pins;    // AfterPins: what the last of them has to do
+  Atomic<std::uint32_t> sleepers;      // threads asleep in a receive or send (preload/sleepers.h)
+  Atomic<std::uint32_t> stand_in;      // fd + 1 that those whose number was closed go on with
   Atomic<std::uint32_t> deferred;      // Deferred: what a signal handler has put off
   Stream* next_deferred;
   Atomic<std::uint32_t> fds;           // descriptors of this process that name it

@@ -13,6 +13,7 @@
 #include "preload/identity.h"
 #include "preload/log.h"
 #include "preload/pair.h"
+#include "preload/sleepers.h"
 #include "preload/wait.h"
 #include "shm/user_copy.h"
 
@@ -86,17 +87,24 @@ bool non_blocking(const Stream* s, int flags) {
   return (flags & MSG_DONTWAIT) || s->nonblocking.load_relaxed();  // relaxed: set by fcntl earlier in this thread's eyes
 }
 
-int block(const Call& c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline) {
+int block(Call* c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline) {
   // The flag belongs to the open file, and another process that has it may have set it.
-  if (c.s->forked.load_relaxed() != 0) {  // relaxed: set before that process was there
-    const int flags = real().fcntl(c.fd, F_GETFL);
+  if (c->s->forked.load_relaxed() != 0) {  // relaxed: set before that process was there
+    const int flags = real().fcntl(c->fd, F_GETFL);
     if (flags >= 0 && (flags & O_NONBLOCK)) {
-      c.s->nonblocking.store_release(1);
+      c->s->nonblocking.store_release(1);
       return EAGAIN;
     }
   }
   if (timeout_ns != 0 && *deadline == 0) *deadline = now_ns() + timeout_ns;
-  switch (wait_stream(c.s, c.fd, event, *deadline)) {
+  int fd = c->fd;
+  const Waited waited = wait_stream(c->s, &fd, event, *deadline);
+  if (fd != c->fd) {
+    if (c->on_stand_in) leave_sleep(c->s);  // it has moved once more: one is owed
+    c->fd = fd;
+    c->on_stand_in = true;
+  }
+  switch (waited) {
     case Waited::kReady: return 0;
     case Waited::kTimeout: return EAGAIN;
     case Waited::kInterrupted: break;
@@ -104,6 +112,12 @@ int block(const Call& c, std::uint32_t event, std::size_t done, std::uint64_t ti
   if (done > 0) return EINTR;  // the bytes are the call's result, whatever the handler's flags
   if (timeout_ns == 0 && restart_after_signal()) return 0;  // with a timeout set it is EINTR always (signal(7))
   return EINTR;
+}
+
+ssize_t finish_on_stand_in(const Call& c, ssize_t result) {
+  const ErrnoSaver keep;
+  leave_sleep(c.s);
+  return result;
 }
 
 ssize_t finish_call(std::size_t done, int error) {

@@ -27,6 +27,7 @@ struct Call {
   const iovec* parts;
   int count;
   int flags;
+  bool on_stand_in = false;  // the program closed its number meanwhile; `fd` is the stream's stand-in (sleepers.h)
 };
 
 // Copies of the first entries of `parts` behind `skip` bytes, at most `limit` bytes. Returns their number; 0: bad memory.
@@ -42,8 +43,10 @@ void poison(int fd, Stream* s);
 bool peer_is_dead(int fd, const Stream* s);
 
 bool non_blocking(const Stream* s, int flags);
+// Lets the stand-in go when the call went on with it. `result` of the call.
+ssize_t finish_on_stand_in(const Call& c, ssize_t result);
 // Waits as a blocking call does that has moved `done` bytes. 0: try again; otherwise the errno to return.
-int block(const Call& c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline);
+int block(Call* c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline);
 
 // The call's result: bytes that were moved, or the error. An error that the kernel has told behind some bytes is the next call's.
 ssize_t finish_call(std::size_t done, int error);

@@ -15,6 +15,7 @@
 #include "preload/pollers.h"
 #include "preload/readiness.h"
 #include "preload/revoke.h"
+#include "preload/sleepers.h"
 #include "preload/spin.h"
 
 namespace mpklink {
@@ -83,6 +84,7 @@ class ThreadPoller {
 struct Cleanup {
   ThreadPoller* poller;
   Stream* stream;
+  bool on_stand_in;
 };
 
 timespec* remaining(std::uint64_t deadline_ns, std::uint64_t cap_ns, timespec* out, bool* capped) {
@@ -147,10 +149,12 @@ void stop_listening(void* argument) {
   auto* c = static_cast<Cleanup*>(argument);
   c->poller->stop(c->stream);
   c->poller->~ThreadPoller();
+  leave_sleep(c->stream);
+  if (c->on_stand_in) leave_sleep(c->stream);  // what the call owed
   unpin(c->stream);
 }
 
-// Asleep in the kernel on the socket and the bell. The stream is pinned and listened to.
+// Asleep in the kernel on the socket and the bell. The stream is pinned and listened to, the sleeper counted.
 int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::uint64_t deadline_ns, bool* capped) {
   const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: own or earlier news
   // A reader asks for FIN even when it is known: another thread may have noted it since this one looked. A writer must not,
@@ -175,7 +179,7 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   timespec timeout = {};
   timespec* wait = remaining(deadline_ns, cap, &timeout, capped);
   process().counters.sleeps.fetch_add(1);
-  Cleanup cleanup = {poller, s};
+  Cleanup cleanup = {poller, s, fd_table().hidden(fd)};
   int n = 0;
   pthread_cleanup_push(stop_listening, &cleanup);
   n = real().ppoll(p, poller->bell() >= 0 ? 2 : 1, wait, nullptr);
@@ -216,7 +220,8 @@ bool may_spin(Pair* pair, std::uint32_t our_side) {
          sides[our_side].cpu.load_relaxed() == 0;
 }
 
-Waited wait_stream(Stream* s, int fd, std::uint32_t event, std::uint64_t deadline_ns) {
+Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t deadline_ns) {
+  const int fd = *number;
   if (!pin(fd, s)) return wait_kernel(s, fd, event, deadline_ns);
   const std::uint64_t start = now_ns();
   if (spin_on(s, event)) {
@@ -229,11 +234,18 @@ Waited wait_stream(Stream* s, int fd, std::uint32_t event, std::uint64_t deadlin
   poller.listen(s);
   int n = 1;
   bool capped = false;
-  if (!ready_now(s, fd, event)) n = sleep_on(s, fd, event, &poller, deadline_ns, &capped);
+  const bool sleeps = !ready_now(s, fd, event) && enter_sleep(fd, s);
+  if (sleeps) n = sleep_on(s, fd, event, &poller, deadline_ns, &capped);
   {
     const ErrnoSaver keep;
     poller.stop(s);
     learn(s, start);
+    const int other = sleeps && fd_table().stream(fd) != s ? stand_in(s) : -1;
+    if (other >= 0) {
+      *number = other;
+    } else if (sleeps) {
+      leave_sleep(s);
+    }
   }
   unpin(s);
   if (n < 0) return Waited::kInterrupted;

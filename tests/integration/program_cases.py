@@ -102,8 +102,6 @@ IN_ONE_PROCESS = [
 
 # What TCP does and the library does not, one by one: marked `beyond`, not run by default. This list may only shrink.
 BEYOND = {
-    # A sleeper whose number is closed or replaced by another thread gets EBADF; Linux lets it go on with the old description.
-    *(("semantics_threads", case) for case in ("close_sleeper", "close_last", "close_sender", "dup2_sleeper")),
     # close() with SO_LINGER waits until the peer's TCP has the bytes; those in the ring are the peer's at once.
     ("semantics_close", "linger_timeout"),
     # Parent and child wait in one epoll instance at the same time: the child takes the edge of the parent's bell.
