@@ -47,7 +47,9 @@ void note_ring_causes(EpollMember* m) {
   }
   const std::uint64_t tail = incoming(s).producer.tail.load_acquire();  // SYNC: tail published
   if (tail != m->seen_tail) m->causes |= kReads;
-  if (m->wants_space || s->core->producer.tail.load_relaxed() - m->seen_head >= s->capacity) m->causes |= kWrites;  // relaxed: a look
+  const bool was_full = s->core->producer.tail.load_relaxed() - m->seen_head >= s->capacity;  // relaxed: a look
+  if (m->wants_space || was_full || m->seen_refusals != s->refusals) m->causes |= kWrites;
+  m->seen_refusals = s->refusals;
   m->seen_tail = tail;
   m->seen_head = outgoing(s).consumer.head.load_relaxed() & kPositionMask;  // relaxed: a look
   // Not all on the ring: what moves is the kernel's, or the switch itself; every look may be news. (Room in the idle TCP socket

@@ -38,6 +38,7 @@ struct EpollMember {
   std::uint32_t seen_sticky;
   std::uint64_t seen_tail;    // of the incoming ring
   std::uint64_t seen_head;    // of the outgoing ring: behind it by a whole ring means it was full in between
+  std::uint32_t seen_refusals;  // sends that found too little room
   std::uint32_t index;
   EpollMember* ready_next;
   EpollMember* ready_previous;

@@ -97,6 +97,7 @@ Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups
   if (route.lied) return route;
   if (producer.space() < least_space(s, want) && !producer.wish_space(&route.lied)) {
     route.full = true;
+    s->refusals = s->refusals + 1;
     route.stalled = !route.lied && note_full(s, producer.head());
     return route;
   }

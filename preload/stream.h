@@ -71,6 +71,7 @@ struct Stream {
   Atomic<std::uint32_t> bells_lost;     // a poller of the peer cannot be rung: the ring has to end
   Atomic<std::uint32_t> poisoned;       // the peer lied in shared memory: every operation is ECONNRESET
   Atomic<std::uint32_t> stay_plain;     // once off the ring, for ever
+  Hint<std::uint32_t> refusals;         // sends that found too little room for them: more of it is an edge
   Atomic<std::uint64_t> full_head, full_since_ns;  // the ring was found full with its head there, since then
   Atomic<std::uint32_t> stalled;        // … for so long that the stream goes back to TCP, whose buffers hold more
   Atomic<std::uint32_t> handed_on;      // another process may have it, one that we do not know

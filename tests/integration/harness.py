@@ -144,6 +144,11 @@ def stacks(pids) -> str:
 # ---- one process ---------------------------------------------------------------------------------------------------------
 
 
+def ends(text: str, size: int = 3000) -> str:
+    """The beginning, which often says why, and the end."""
+    return text if len(text) <= 2 * size else f"{text[:size]}\n[…]\n{text[-size:]}"
+
+
 class Proc:
     """A process started by a test. Its output goes to files, so it never blocks on us."""
 
@@ -166,7 +171,7 @@ class Proc:
 
     def output(self) -> str:
         """Both, short enough for a failure message."""
-        return f"[{self.name}] stdout:\n{self.stdout()[-3000:]}\n[{self.name}] stderr:\n{self.stderr()[-3000:]}"
+        return f"[{self.name}] stdout:\n{ends(self.stdout())}\n[{self.name}] stderr:\n{ends(self.stderr())}"
 
     def running(self) -> bool:
         return self.popen.poll() is None

@@ -102,8 +102,6 @@ IN_ONE_PROCESS = [
 
 # What TCP does and the library does not, one by one: marked `beyond`, not run by default. This list may only shrink.
 BEYOND = {
-    # close() with SO_LINGER waits until the peer's TCP has the bytes; those in the ring are the peer's at once.
-    ("semantics_close", "linger_timeout"),
     # Parent and child wait in one epoll instance at the same time: the child takes the edge of the parent's bell.
     ("semantics_epoll_fork", "polls"),
     # pidfd_getfd() takes a descriptor out of a process that does not notice.

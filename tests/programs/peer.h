@@ -181,6 +181,12 @@ class Peer {
     put_ += bytes;
     return bytes;
   }
+  // On top of what is there already, perhaps nothing.
+  uint64_t fill_more() {
+    const uint64_t bytes = fill_up(fd_, kDown, put_, 0);
+    put_ += bytes;
+    return bytes;
+  }
   void drained() {
     now(Do::kDrain, put_ - drained_);
     drained_ = put_;

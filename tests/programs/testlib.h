@@ -197,8 +197,8 @@ inline void sleep_ms(long ms) {
 }
 
 // Sends the pattern from `offset` on until nothing more fits, also a little later (TCP makes room by itself for a while). Leaves the
-// socket blocking. The number of bytes sent.
-inline uint64_t fill_up(int fd, uint64_t seed, uint64_t offset) {
+// socket blocking. The number of bytes sent, at least `least`.
+inline uint64_t fill_up(int fd, uint64_t seed, uint64_t offset, uint64_t least = 2048) {
   const uint64_t start = offset;
   set_nonblocking(fd);
   for (int quiet = 0; quiet < 3; quiet++) {
@@ -215,7 +215,7 @@ inline uint64_t fill_up(int fd, uint64_t seed, uint64_t offset) {
     sleep_ms(20);
   }
   set_nonblocking(fd, false);
-  CHECK(offset - start >= 2048);
+  CHECK(offset - start >= least);
   return offset - start;
 }
 
