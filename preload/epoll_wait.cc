@@ -118,6 +118,13 @@ void end_sleep(void* argument) {
   }
 }
 
+bool any_tag(const epoll_event* events, int n) {
+  for (int i = 0; i < n; ++i) {
+    if (is_tag(events[i].data.u64)) return true;
+  }
+  return false;
+}
+
 // The kernel's wait, counted among the set's sleepers, also when the thread is cancelled in it.
 int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask) {
   int n = 0;
@@ -243,8 +250,8 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
     return epoll_wait_managed(set, events, maxevents, timeout_ns, mask);
   }
   const int n = counted_wait(set, events, maxevents, timeout_ns, mask);
-  // Nothing of ours can be in it: the usual case of a program whose peers run without the library.
-  if (n <= 0 || (set->poller == kNoPoller && process().generation.load_relaxed() == 0)) return n;  // relaxed: changes by fork only
+  // Nothing of ours in it: the usual case of a program whose peers run without the library.
+  if (n <= 0 || !any_tag(events, n)) return n;
   // A stream of the set was upgraded while we slept, or a bell is still in it: a forked child's set is its parent's, bells and all.
   const int kept = filter(set, events, n);
   if (kept > 0) return kept;

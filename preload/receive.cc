@@ -322,14 +322,16 @@ bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t
   return n >= 0;
 }
 
-constexpr unsigned kNapsMax = 1000;  // a sender that is at it needs some tens of microseconds, and its turn on a busy machine
+// A sender that is at it needs some tens of microseconds, and its turn on a busy machine.
+constexpr unsigned kYields = 500;
+constexpr unsigned kNapsMax = kYields + 2000;  // about 0.2 s
 
 void nap(unsigned count) {
-  if (count < kNapsMax / 2) {
+  if (count < kYields) {
     sched_yield();
     return;
   }
-  const timespec time = {0, 20000};
+  const timespec time = {0, 50000};
   raw_syscall(SYS_nanosleep, reinterpret_cast<long>(&time), 0);  // raw: no cancellation point
 }
 

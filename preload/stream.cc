@@ -181,12 +181,19 @@ void drop_channel(Stream* s) {
   release_pair(pair);
 }
 
-// Nobody has it pinned. Whoever takes the word does the work; the others find it taken.
+// Nobody has it pinned. One thread at a time; what others ask for meanwhile is the worker's, too, unless it has been pinned
+// again: then it is left to the one that lets go. Both look after they have written: one of them sees it.
 void finish(Stream* s) {
-  const std::uint32_t what = s->after_pins.exchange(0);
-  if (what == 0) return;
-  if (s->channel != nullptr) drop_channel(s);
-  if (what & kFreeStream) free_stream(s);
+  do {
+    std::uint32_t what = s->after_pins.load_acquire();
+    if (what == 0 || (what & kFinishing) || !s->after_pins.compare_exchange(what, kFinishing)) return;  // it is being done
+    if (s->channel != nullptr) drop_channel(s);
+    if (what & kFreeStream) {
+      s->after_pins.store_relaxed(0);  // relaxed: nobody else is left; the slab's lock orders
+      free_stream(s);
+      return;
+    }
+  } while ((s->after_pins.fetch_and(~std::uint32_t{kFinishing}) & ~std::uint32_t{kFinishing}) != 0 && s->pins.load_acquire() == 0);
 }
 
 __thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
@@ -453,7 +460,9 @@ void streams_forked_child(bool prepared) {
     s->tcp_tx_base = s->tcp_sent.load_relaxed();  // relaxed: one thread here
     s->tcp_rx_base = s->tcp_received.load_relaxed();
     if (s->holders == nullptr) make_plain(s, Reason::kForked);
-    if (s->after_pins.load_relaxed() != 0) finish(s);  // relaxed: one thread here
+    // A thread that is the parent's alone was at it.
+    if (s->after_pins.load_relaxed() & kFinishing) s->after_pins.store_relaxed(s->fds.load_relaxed() != 0 ? kDropChannel : kDropChannel | kFreeStream);
+    finish(s);
     if (s->channel == nullptr || !managed(state_of(s))) {
       s->owner_generation = process().generation.load_relaxed();  // relaxed: one thread here
       return;

@@ -158,7 +158,7 @@ void unpin(Stream* s);
 // The peer has accepted: each direction may switch. Counted once.
 void became_shared(Stream* s);
 
-enum AfterPins : std::uint32_t { kDropChannel = 1, kFreeStream = 2 };
+enum AfterPins : std::uint32_t { kDropChannel = 1, kFreeStream = 2, kFinishing = 4 };
 // The stream no longer uses its channel (its state is kPlain): unmaps it, and with kFreeStream ends it, now or when the last
 // pin goes. Outside of the stream's locks.
 void release_stream(Stream* stream, std::uint32_t what);
