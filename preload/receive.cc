@@ -324,14 +324,14 @@ bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t
 
 // A sender that is at it needs some tens of microseconds, and its turn on a busy machine.
 constexpr unsigned kYields = 500;
-constexpr unsigned kNapsMax = kYields + 2000;  // about 0.2 s
+constexpr unsigned kNapsMax = kYields + 10000;  // about a second
 
 void nap(unsigned count) {
   if (count < kYields) {
     sched_yield();
     return;
   }
-  const timespec time = {0, 50000};
+  const timespec time = {0, 100000};
   raw_syscall(SYS_nanosleep, reinterpret_cast<long>(&time), 0);  // raw: no cancellation point
 }
 
@@ -372,8 +372,8 @@ ssize_t receive_loop(Call* c, std::size_t total) {
       continue;
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
-    // Bytes that were announced as readable are between ring and socket: a call that may not wait waits for those.
-    if (step.on_its_way && non_blocking(s, flags) && naps < kNapsMax) {
+    // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
+    if (step.on_its_way && (done > 0 || non_blocking(s, flags)) && naps < kNapsMax) {
       nap(naps++);
       continue;
     }

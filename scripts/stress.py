@@ -61,7 +61,8 @@ def finish(bench, procs):
         stats = harness.Stats([line for line in bench.stats(side).lines if line["pid"] in [p.pid for p in procs]])
         if stats.upgraded < 8:
             return f"only {stats.upgraded} streams were upgraded\n{stats}"
-        if stats.ring <= stats.tcp / 4 and not any(p for p in OPTIONS if p.startswith("--revoke=1")):
+        # A ring that is full for half a second goes back to TCP: with that guard that happens.
+        if "GUARD" not in bench.settings and stats.ring <= stats.tcp / 4 and not any(p for p in OPTIONS if p.startswith("--revoke=1")):
             return f"TCP carried more than the ring\n{stats}"
         if stats.sum("gate_found_open"):
             return f"a gate was found open\n{stats}"
@@ -75,7 +76,8 @@ def one_run(seed, settings):
     volume, chunk = (most // slow for most in VOLUME[settings["RING_KIB"]])
     options = [f"--seed={seed}", f"--seconds={RUN_S}", f"--max-bytes={volume}", f"--max-chunk={chunk}", "--hang-wait=60", *OPTIONS]
     if "GUARD" in settings:
-        options += ["--connections=8", "--workers=3"]  # the threads of a process pass its gate one at a time
+        # The threads of a process pass its gate one at a time: slow, and slower still beside other work.
+        options += ["--connections=8", "--workers=3", "--patience=60"]
     program = bench.program("stress")
     server = bench.start([program, "server", *options], harness.SERVER, name="server")
     client = bench.start([program, "client", f"--port={server.port()}", *options], harness.CLIENT, name="client")

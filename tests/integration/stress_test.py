@@ -11,7 +11,7 @@ from harness import CLIENT, SERVER, Combo, Hang, Stats, descendants, stacks
 SEED = int(os.environ.get("MPKLINK_SEED", time.time_ns() // 1000 % 1_000_000))
 SECONDS = float(os.environ.get("MPKLINK_STRESS_SECONDS", 8))
 EXTRA = os.environ.get("MPKLINK_STRESS_OPTIONS", "").split()  # as --skip=name or --lenient=name: to look behind a known fault
-DRAIN_S = 60  # the connections that are open at the end of the time have their scripted end
+DRAIN_S = 100  # the connections that are open at the end of the time have their scripted end
 
 # Settings, bytes of a direction and of a call, at most. Small rings and slow guards move fewer bytes a second: the connections are shorter,
 # so that there are as many ends, and the calls smaller, so that there are as many before and after an upgrade.
@@ -45,7 +45,8 @@ def assert_mostly_ring(bench, sides, pids):
         for side in sides:
             stats = Stats([line for line in bench.stats(side).lines if line["pid"] in pids])
             bench.assert_ring_used(side, streams=8, min_bytes=100_000)
-            if "--revoke=1" not in EXTRA:
+            # A ring that is full for half a second goes back to TCP: with the slow guard that happens.
+            if "--revoke=1" not in EXTRA and "GUARD" not in bench.settings:
                 assert stats.ring > stats.tcp / 4, f"nearly all bytes went over TCP on the {side.value} side\n{stats}"
     bench.assert_gates()
 
@@ -56,7 +57,8 @@ def run_stress(bench, variant, seconds, one_process):
     print(f"MPKLINK_SEED={SEED}")
     options = [f"--seed={SEED}", f"--seconds={int(seconds)}", f"--max-bytes={volume}", f"--max-chunk={chunk}", "--hang-wait=60", *EXTRA]
     if settings.get("GUARD") == "mprotect":
-        options += ["--connections=8", "--workers=3"]  # the threads of a process pass its gate one at a time
+        # The threads of a process pass its gate one at a time: slow, and slower still beside other work.
+        options += ["--connections=8", "--workers=3", "--patience=60"]
     program = bench.program("stress")
     if one_process:
         procs = [bench.start([program, "both", *options], SERVER)]
