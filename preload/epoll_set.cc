@@ -20,16 +20,10 @@ namespace mpklink {
 namespace {
 
 constexpr std::uint32_t kSetsMax = 4096;
-constexpr std::uint32_t kMemberChunk = 1024;
-constexpr std::uint32_t kMemberChunks = 128;
 constexpr unsigned kMembersOfStreamMax = 8;
 
 SpinLock g_sets_lock;     // creation of sets
 Atomic<EpollSet*> g_sets;  // kSetsMax of them, address space until used
-SpinLock g_members_lock;  // member slab
-EpollMember* g_member_chunks[kMemberChunks];
-EpollMember* g_free_members;
-Atomic<std::uint32_t> g_member_count;
 
 EpollMember* find_member(const EpollSet* set, Stream* s, int fd) {
   const LockGuard guard(s->members_lock);
@@ -269,7 +263,7 @@ bool with_set_of(EpollMember* m, Stream* s, Action action) {
 void release_set(EpollSet* set) {
   const LockGuard guard(set->lock);
   // Its registrations go with the kernel's instance.
-  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
+  for (std::uint32_t i = 0; i < member_count(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set == set) remove_member(set, m->stream, m);
   }
@@ -296,42 +290,6 @@ bool allocate_sets() {
 
 }  // namespace
 
-EpollMember* make_member() {
-  const LockGuard guard(g_members_lock);
-  if (g_free_members == nullptr) {
-    const std::uint32_t count = g_member_count.load_relaxed();  // relaxed: under the lock
-    const std::uint32_t chunk = count / kMemberChunk;
-    if (chunk == kMemberChunks) return nullptr;
-    void* at = ::mmap(nullptr, sizeof(EpollMember) * kMemberChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
-    if (at == MAP_FAILED) return nullptr;
-    g_member_chunks[chunk] = static_cast<EpollMember*>(at);
-    for (std::uint32_t i = kMemberChunk; i-- > 0;) {
-      g_member_chunks[chunk][i].index = count + i;
-      g_member_chunks[chunk][i].ready_next = g_free_members;
-      g_free_members = &g_member_chunks[chunk][i];
-    }
-    g_member_count.store_release(count + kMemberChunk);  // SYNC: members made
-  }
-  EpollMember* m = g_free_members;
-  g_free_members = m->ready_next;
-  m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
-  m->inner = nullptr;
-  m->managed = m->ready = m->disabled = m->slow = m->wants_space = m->kernel_in = false;
-  return m;
-}
-
-void free_member(EpollMember* m) {
-  const LockGuard guard(g_members_lock);
-  m->set = nullptr;
-  m->stream = nullptr;
-  m->inner = nullptr;
-  m->ready_next = g_free_members;
-  g_free_members = m;
-}
-
-std::uint32_t member_count() { return g_member_count.load_acquire(); }  // SYNC: members made
-
 void arm_board(EpollSet* set, Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); }
 
 bool always_armed(const EpollSet* set) {
@@ -347,41 +305,6 @@ std::uint64_t tag_prefix() {
   if (quiet().getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
   random = (random | (std::uint64_t{1} << 63)) & ~kTagIndexMask;
   return prefix.compare_exchange(known, random) ? random : known;
-}
-
-EpollMember* member_at(std::uint32_t index) {
-  if (index >= g_member_count.load_acquire()) return nullptr;
-  return &g_member_chunks[index / kMemberChunk][index % kMemberChunk];
-}
-
-void push_ready(EpollSet* set, EpollMember* m) {
-  if (m->ready) return;
-  m->ready = true;
-  m->ready_next = nullptr;
-  m->ready_previous = set->ready_tail;
-  if (set->ready_tail != nullptr) {
-    set->ready_tail->ready_next = m;
-  } else {
-    set->ready_head = m;
-  }
-  set->ready_tail = m;
-}
-
-void renew(EpollSet* set, EpollMember* m) {
-  m->causes = ~std::uint32_t{0};
-  push_ready(set, m);
-}
-
-void remove_ready(EpollSet* set, EpollMember* m) {
-  if (!m->ready) return;
-  m->ready = false;
-  if (m->ready_previous != nullptr) {
-    m->ready_previous->ready_next = m->ready_next;
-  } else {
-    set->ready_head = m->ready_next;
-  }
-  (m->ready_next != nullptr ? m->ready_next->ready_previous : set->ready_tail) = m->ready_previous;
-  m->ready_next = m->ready_previous = nullptr;
 }
 
 void nudge(EpollSet* set) {
@@ -568,7 +491,6 @@ void epoll_sets_forget_pair(Pair* pair) {
 }
 
 SpinLock& epoll_sets_lock() { return g_sets_lock; }
-SpinLock& epoll_members_lock() { return g_members_lock; }
 
 void epoll_sets_forked_child() {
   EpollSet* const sets = g_sets.load_relaxed();  // relaxed: one thread here
@@ -582,7 +504,7 @@ void epoll_sets_forked_child() {
     for (auto& word : set->pairs) word.store_relaxed(0);
     set->pair_words.store_relaxed(0);
   }
-  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
+  for (std::uint32_t i = 0; i < member_count(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set != nullptr && m->managed) set_slow(m->set, m, true);
   }
@@ -590,7 +512,7 @@ void epoll_sets_forked_child() {
 
 void tell_again(EpollSet* set, std::uint64_t data) {
   const LockGuard guard(set->lock);
-  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
+  for (std::uint32_t i = 0; i < member_count(); ++i) {
     EpollMember* m = member_at(i);
     if (m->set != set || !m->managed || m->data != data) continue;
     m->causes = ~std::uint32_t{0};
@@ -601,27 +523,13 @@ void tell_again(EpollSet* set, std::uint64_t data) {
 
 void leave_inherited_streams(EpollSet* set) {
   if (set->inherited.exchange(0) == 0) return;
-  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
+  for (std::uint32_t i = 0; i < member_count(); ++i) {
     EpollMember* m = member_at(i);
     Stream* s = nullptr;
     if (m->set == set && m->managed) s = m->stream;
     if (s == nullptr || ours(s)) continue;
     const int fd = fd_of(s);
     if (fd >= 0) leave_softly(fd, s);
-  }
-}
-
-void push_members_without_space(EpollSet* set) {
-  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
-    EpollMember* m = member_at(i);
-    if (m->set == set && m->wants_space) push_ready(set, m);
-  }
-}
-
-void push_slow_members(EpollSet* set) {
-  for (std::uint32_t i = 0; i < g_member_count.load_acquire(); ++i) {
-    EpollMember* m = member_at(i);
-    if (m->set == set && m->slow) push_ready(set, m);
   }
 }
 

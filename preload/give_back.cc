@@ -38,9 +38,9 @@ void next_chunk(Stream* s, Chunk* c) {
 }
 
 // The first `n` bytes went.
-void advance(Stream* s, const Chunk& c, std::size_t n) {
+void advance(Stream* s, const Chunk& c, std::size_t n, int flags) {
   const Gate gate;
-  gave_back(&s->core->send, &outgoing(s).producer, n, c.tail);
+  gave_back(&s->core->send, &outgoing(s).producer, n, c.tail, (flags & MSG_MORE) != 0);
   tcp_sent(&s->core->send, n);
 }
 
@@ -99,7 +99,7 @@ bool give_back(int fd, Stream* s, int flags) {
     // The ring has not carried them after all; a forked child gives back what its parent counts.
     if (ours(s)) process().counters.ring_tx.fetch_add(~static_cast<std::uint64_t>(n) + 1);
     process().counters.ring_returned.fetch_add(static_cast<std::uint64_t>(n));
-    advance(s, c, static_cast<std::size_t>(n));
+    advance(s, c, static_cast<std::size_t>(n), flags);
   }
 }
 
@@ -131,6 +131,13 @@ void leave_to_kernel(int fd, Stream* s, TransferLock::When when, int flags) {
     // Behind a FIN nothing can follow. At the last close a peer that asked for its bytes is waited for (give_back_at_end).
     if (i == kTries && (own || when == TransferLock::kInUse)) stop_returning(s);
   }
+}
+
+void returned_with_fin(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kSend);
+  if (!lock.held() || s->core == nullptr) return;
+  const Gate gate;
+  returned_with_fin(s->core->send, &outgoing(s).producer, s->core->producer.tail.load_relaxed());  // relaxed: under the send lock
 }
 
 bool give_back_all(int fd, Stream* s) {

@@ -20,6 +20,9 @@ bool give_back_all(int fd, Stream* s);
 // stays where a peer of ours finds it. `flags`: of send(2), more of them. No lock held, gate closed.
 void leave_to_kernel(int fd, Stream* s, TransferLock::When when, int flags = 0);
 
+// After the shutdown that a leave_to_kernel with MSG_MORE was for: the peer need not wait for those bytes any more.
+void returned_with_fin(int fd, Stream* s);
+
 // At the last close: whoever froze the ring still gets everything. Both locks free, `fd` no longer in the table.
 void give_back_at_end(int fd, Stream* s);
 

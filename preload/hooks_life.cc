@@ -193,6 +193,7 @@ int mpklink_shutdown(int fd, int how) noexcept {
   // Before the FIN is on its way: sends meet the kernel's EPIPE, and nobody mistakes the end of the connection for a death.
   const uint32_t before = how == SHUT_WR || how == SHUT_RDWR ? s->send_over_tcp.exchange(1) : 1;
   const int result = real().shutdown(fd, how);
+  if (how == SHUT_WR || how == SHUT_RDWR) returned_with_fin(fd, s);
   if (result != 0) {
     if (before == 0) s->send_over_tcp.store_release(0);
     return result;

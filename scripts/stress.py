@@ -74,10 +74,10 @@ def one_run(seed, settings):
     bench.settings = settings
     slow = 4 if "GUARD" in settings else 1
     volume, chunk = (most // slow for most in VOLUME[settings["RING_KIB"]])
-    options = [f"--seed={seed}", f"--seconds={RUN_S}", f"--max-bytes={volume}", f"--max-chunk={chunk}", "--hang-wait=60", *OPTIONS]
+    options = [f"--seed={seed}", f"--seconds={RUN_S}", f"--max-bytes={volume}", f"--max-chunk={chunk}", "--hang-wait=60", "--patience=60", *OPTIONS]
     if "GUARD" in settings:
-        # The threads of a process pass its gate one at a time: slow, and slower still beside other work.
-        options += ["--connections=8", "--workers=3", "--patience=60"]
+        # The threads of a process pass its gate one at a time.
+        options += ["--connections=8", "--workers=3"]
     program = bench.program("stress")
     server = bench.start([program, "server", *options], harness.SERVER, name="server")
     client = bench.start([program, "client", f"--port={server.port()}", *options], harness.CLIENT, name="client")

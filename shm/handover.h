@@ -98,13 +98,19 @@ inline bool begin_return(SendState* state, ProducerLine* line, std::uint64_t hea
   return any;
 }
 
-// `n` more bytes of the ring went over TCP; `tail`: where they end.
-inline void gave_back(SendState* state, ProducerLine* line, std::uint64_t n, std::uint64_t tail) {
+// `n` more bytes of the ring went over TCP; `tail`: where they end. `held`: TCP holds them until the FIN, which is the moment of returned().
+inline void gave_back(SendState* state, ProducerLine* line, std::uint64_t n, std::uint64_t tail, bool held = false) {
   const std::uint64_t at = state->return_at.load_relaxed() + n;
   state->return_at.store_relaxed(at);
   if (at != tail) return;
   state->path.store_relaxed(static_cast<std::uint32_t>(Path::kTcpAgain));
-  line->returned.store_release(1);  // SYNC: returned
+  if (!held) line->returned.store_release(1);  // SYNC: returned
+}
+
+// The FIN is on its way, and what was held with it.
+inline void returned_with_fin(const SendState& state, ProducerLine* line, std::uint64_t tail) {
+  const bool all = static_cast<Path>(state.path.load_relaxed()) == Path::kTcpAgain && state.return_at.load_relaxed() == tail;
+  if (all) line->returned.store_release(1);  // SYNC: returned
 }
 
 }  // namespace mpklink
