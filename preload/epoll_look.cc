@@ -178,7 +178,7 @@ void note_event(EpollSet* set, const epoll_event& event) {
     return;
   }
   EpollMember* m = member_at(static_cast<std::uint32_t>(index));
-  if (m == nullptr || m->set != set || !m->managed) return;  // closed since, or the child's of a fork
+  if (m == nullptr || m->set != set || !m->managed || event.data.u64 != tag_of_member(m)) return;  // closed since, or the child's of a fork
   if (m->inner != nullptr) {
     m->causes |= kReads;
   } else {

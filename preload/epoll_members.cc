@@ -9,7 +9,8 @@ namespace mpklink {
 namespace {
 
 constexpr std::uint32_t kMemberChunk = 1024;
-constexpr std::uint32_t kMemberChunks = 128;
+constexpr std::uint32_t kMemberChunks = 127;
+static_assert(kMemberChunk * kMemberChunks < kUnderTag);
 
 SpinLock g_members_lock;
 EpollMember* g_member_chunks[kMemberChunks];
@@ -48,6 +49,7 @@ void free_member(EpollMember* m) {
   m->set = nullptr;
   m->stream = nullptr;
   m->inner = nullptr;
+  ++m->uses;
   m->ready_next = g_free_members;
   g_free_members = m;
 }

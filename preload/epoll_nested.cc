@@ -131,7 +131,7 @@ epoll_event managed_registration(const EpollMember* m) {
   event.events = EPOLLIN | EPOLLOUT | EPOLLET;
   // The kernel takes nothing but IN and OUT along with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS); a FIN shows as IN then.
   event.events |= m->events & EPOLLEXCLUSIVE ? EPOLLEXCLUSIVE : EPOLLRDHUP;
-  event.data.u64 = tag_of_member(m->index);
+  event.data.u64 = tag_of_member(m);
   return event;
 }
 

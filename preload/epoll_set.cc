@@ -303,7 +303,7 @@ std::uint64_t tag_prefix() {
   std::uint64_t random = 0;
   const ErrnoSaver keep;
   if (quiet().getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
-  random = (random | (std::uint64_t{1} << 63)) & ~kTagIndexMask;
+  random = (random | (std::uint64_t{1} << 63)) & ~kTagMask;
   return prefix.compare_exchange(known, random) ? random : known;
 }
 
@@ -457,6 +457,22 @@ void refresh_members(Stream* s) {
       if (!m->managed) return true;
       renew(set, m);
       nudge(set);
+      return true;
+    });
+  }
+}
+
+void members_want_space(Stream* s) {
+  if (s->members == nullptr) return;
+  EpollMember* members[kMembersOfStreamMax];
+  unsigned count = 0;
+  members_of(s, members, &count);
+  for (unsigned i = 0; i < count; ++i) {
+    EpollMember* m = members[i];
+    with_set_of(m, s, [&](EpollSet* set) {
+      if (!m->managed || !(m->events & EPOLLOUT)) return true;
+      m->wants_space = true;
+      set->wants_space = true;
       return true;
     });
   }

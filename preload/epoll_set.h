@@ -40,6 +40,7 @@ struct EpollMember {
   std::uint64_t seen_head;    // of the outgoing ring: behind it by a whole ring means it was full in between
   std::uint32_t seen_refusals;  // sends that found too little room
   std::uint32_t index;
+  std::uint16_t uses;             // of this piece of memory
   EpollMember* ready_next;
   EpollMember* ready_previous;
   Hint<EpollMember*> next_in_stream;  // as the head, Stream::members
@@ -97,6 +98,8 @@ bool may_manage_now(Stream* s);
 void unmanage_members(Stream* s);
 // The receiving direction has moved: earlier news of the new path may have been looked at and dropped; look again.
 void refresh_members(Stream* s);
+// A send found no room: whoever waits for it looks now and then, as an edge may not come (note_full).
+void members_want_space(Stream* s);
 // The last descriptor closed: forgets its registrations, as the kernel does.
 void detach_members(Stream* s);
 

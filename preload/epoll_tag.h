@@ -7,14 +7,17 @@
 
 namespace mpklink {
 
-// What we put into epoll_event.data of registrations of ours: 39 random bits, the top bit, and the member's index. A program's
-// own data equals one with a chance of 2^-40 per registration.
-constexpr std::uint64_t kTagIndexMask = (std::uint64_t{1} << 24) - 1;
+// What we put into epoll_event.data of registrations of ours: the top bit, 30 random bits, 16 that count how often the member was used,
+// and its index. A program's own data (pointers and descriptors have no top bit) equals one with a chance of 2^-31 per registration.
+// The count: an event that a thread has got from the kernel and not looked at yet may be of a registration that is gone, its member another's.
+constexpr unsigned kTagIndexBits = 17;
+constexpr std::uint64_t kTagIndexMask = (std::uint64_t{1} << kTagIndexBits) - 1;
+constexpr std::uint64_t kTagMask = (std::uint64_t{1} << (kTagIndexBits + 16)) - 1;
 constexpr std::uint64_t kBellTag = kTagIndexMask;
 constexpr std::uint64_t kUnderTag = kTagIndexMask - 1;
 std::uint64_t tag_prefix();
-inline std::uint64_t tag_of_member(std::uint32_t index) { return tag_prefix() | index; }
-inline bool is_tag(std::uint64_t data) { return (data & ~kTagIndexMask) == tag_prefix(); }
+inline std::uint64_t tag_of_member(const EpollMember* m) { return tag_prefix() | std::uint64_t{m->uses} << kTagIndexBits | m->index; }
+inline bool is_tag(std::uint64_t data) { return (data & ~kTagMask) == tag_prefix(); }
 
 EpollMember* member_at(std::uint32_t index);  // null: no such member was ever made
 EpollMember* make_member();  // null: no memory

@@ -92,8 +92,7 @@ void before_overwrite(int from, int to) {
   if (fd_table().hidden(to)) {
     make_way(to);
   } else {
-    keep_for_sleepers(to);
-    forget_fd(to);
+    forget_open_fd(to);
   }
 }
 
@@ -119,13 +118,12 @@ int close_range_any(unsigned first, unsigned last, int flags) {
   if (first > last || (flags & ~kKnown) != 0) return real().close_range(first, last, flags);  // EINVAL
   const bool closes = !(flags & CLOSE_RANGE_CLOEXEC);
   const bool ours = !in_foreign_child();
-  const unsigned highest = static_cast<unsigned>(fd_table().highest());
   unsigned from = first;
-  for (unsigned fd = first; fd <= last && fd <= highest; ++fd) {
+  for (unsigned fd = first; fd <= last && fd <= static_cast<unsigned>(fd_table().highest()); ++fd) {  // a stand-in may be higher
     const int number = static_cast<int>(fd);
     if (fd_table().empty(number)) continue;
     if (!fd_table().hidden(number)) {
-      if (closes && ours) keep_for_sleepers(number), forget_fd(number);
+      if (closes && ours) forget_open_fd(number);
       continue;
     }
     if (fd > from && real().close_range(from, fd - 1, flags) != 0) return -1;
@@ -177,8 +175,7 @@ int mpklink_close(int fd) {
     errno = EBADF;
     return -1;
   }
-  keep_for_sleepers(fd);
-  fresh_fd(fd);
+  if (!fd_table().empty(fd) && !in_foreign_child()) forget_open_fd(fd);
   return real().close(fd);
 }
 

@@ -16,7 +16,7 @@ inline void end_kernel_call(void* stream) {
 
 enum class Flow { kIn, kOut };
 
-// An answer received: the peer's thread has been through an operation since the one before, and so through its upgrade step.
+// An answer received: usually the peer's thread has been through an operation since the one before, and so through its upgrade step.
 inline void note_turn(Stream* s, Flow flow) {
   const bool in = flow == Flow::kIn;
   if (in && !s->last_was_in) s->turns = s->turns + 1;

@@ -9,6 +9,7 @@
 #include "preload/fd_table.h"
 #include "preload/pair.h"
 #include "preload/process.h"
+#include "preload/sleepers.h"
 #include "shm/raw_syscall.h"
 
 namespace mpklink {
@@ -83,22 +84,14 @@ void make_way(int fd) {
   const ErrnoSaver keep;
   const int moved = real().fcntl(fd, F_DUPFD_CLOEXEC, fd + 1);
   if (moved < 0) return;  // the program's call will take the descriptor; its wake-ups are then slow, not lost
-  Stream* const stood_for = fd_table().stream(fd);
-  if (stood_for != nullptr) {
-    fd_table().set_stand_in(moved, stood_for);
-  } else {
-    fd_table().set_hidden(moved);
-  }
+  fd_table().set_hidden(moved);
   const std::uint32_t from = static_cast<std::uint32_t>(fd) + 1;
   const std::uint32_t to = static_cast<std::uint32_t>(moved) + 1;
   for (auto& bell : g_bells) {
     std::uint32_t expected = from;
     bell.compare_exchange(expected, to);
   }
-  if (stood_for != nullptr) {
-    std::uint32_t expected = from;
-    stood_for->stand_in.compare_exchange(expected, to);
-  }
+  if (Stream* s = fd_table().stream(fd)) move_stand_in(s, fd, moved);
   for (std::uint32_t i = 0; i < kPairsMax; ++i) {
     Pair* pair = pair_at(i);
     if (pair == nullptr || !pair->used) continue;

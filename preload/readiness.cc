@@ -3,6 +3,8 @@
 
 #include <sys/epoll.h>
 
+#include "preload/fd_table.h"
+
 namespace mpklink {
 namespace {
 
@@ -100,7 +102,8 @@ std::uint32_t kernel_readiness(Stream* s, int fd, std::uint32_t ask) {
   if ((ask & EPOLLERR) && !(revents & EPOLLERR)) s->sticky.fetch_and(~std::uint32_t{kStickyErr});
   if (revents & EPOLLIN) revents |= EPOLLRDNORM;  // TCP knows no difference
   if (revents & EPOLLOUT) revents |= EPOLLWRNORM;
-  note_kernel_events(s, revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+  // Closed meanwhile: the number may be another file's, and its news.
+  if (fd_table().stream(fd) == s) note_kernel_events(s, revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
   return revents;
 }
 

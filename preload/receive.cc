@@ -291,18 +291,22 @@ ssize_t receive_nothing(Call* call) {
 // The stream went back to TCP in the middle of a call that waits for all, or whose number is closed: the kernel goes on, counted as any call that may
 // block there, or the next upgrade would not know that somebody sleeps on the socket alone. False: it has been upgraded already.
 bool receive_rest(const Call& c, std::size_t done, ssize_t* result) {
-  *result = static_cast<ssize_t>(done);
-  if (fd_table().stream(c.fd) != c.s) return true;
+  *result = done > 0 ? static_cast<ssize_t>(done) : -1;
+  if (fd_table().stream(c.fd) != c.s) return errno = EBADF, true;
   iovec to[kPartsMax];
   msghdr header = {};
   header.msg_iov = to;
   header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, done, SIZE_MAX, to));
-  if (header.msg_iovlen == 0) return true;
+  if (header.msg_iovlen == 0) return errno = EFAULT, true;
   ssize_t n = 0;
-  if (!kernel_operation(c.fd, c.s, Flow::kIn, true, &n, [&] { return real().recvmsg(c.fd, &header, c.flags); })) return false;
-  if (n < 0 && done == 0) *result = n;
+  bool ours_again = false;
+  Call call = c;
+  pthread_cleanup_push(cancelled_on_stand_in, &call);
+  ours_again = !kernel_operation(c.fd, c.s, Flow::kIn, true, &n, [&] { return real().recvmsg(c.fd, &header, c.flags); });
+  pthread_cleanup_pop(0);
+  if (ours_again) return false;
   if (n < 0 && done > 0) keep_for_next_call(c.s, errno);
-  *result += n > 0 ? n : 0;
+  if (n >= 0) *result = static_cast<ssize_t>(done) + n;
   return true;
 }
 
@@ -324,9 +328,13 @@ bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t
 
 // A sender that is at it needs some tens of microseconds, and its turn on a busy machine.
 constexpr unsigned kYields = 500;
-constexpr unsigned kNapsMax = kYields + 10000;  // about a second
+constexpr unsigned kNapsMax = kYields + 1000;  // about 0.2 s
 
-void nap(unsigned count) {
+void nap(int fd, Stream* s, unsigned count) {
+  if (count == 0 && pin(fd, s)) {
+    answer_in_this_process(s);
+    unpin(s);
+  }
   if (count < kYields) {
     sched_yield();
     return;
@@ -362,6 +370,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     }
     if (follow) path_moved(c->fd, s);
     if (step.n > 0 && (flags & MSG_PEEK)) {
+      waited = true;
       if (!peek_again(*c, static_cast<std::size_t>(step.n), total, &deadline)) return step.n;
       continue;
     }
@@ -374,7 +383,8 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     if (step.n == 0) return static_cast<ssize_t>(done);
     // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
     if (step.on_its_way && (done > 0 || non_blocking(s, flags)) && naps < kNapsMax) {
-      nap(naps++);
+      waited = true;
+      nap(c->fd, s, naps++);
       continue;
     }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);

@@ -49,7 +49,7 @@ void retry_or_give_up(Stream* s, Reason reason) {
   }
   if (s->tries < kTriesMax) ++s->tries;
   const std::uint64_t waited = now - s->first_try_ns;
-  const bool answered = waited > kTurnsNs && s->turns - s->first_turns >= kTurnsMax;
+  const bool answered = reason == Reason::kPeerAbsent && waited > kTurnsNs && s->turns - s->first_turns >= kTurnsMax;
   if (s->tries == kTriesMax && (answered || waited > kTriesNs)) {
     give_up(s, reason);
     return;

@@ -56,6 +56,7 @@ void leave_pinned(int fd, Stream* s) {
       RingConsumer consumer = consumer_of(s);
       const bool unread = !consumer.refresh() || consumer.available() > 0;
       if (unread && incoming(s).producer.returned.load_acquire() == 0) return;  // SYNC: returned
+      returned_with_fin(s->core->send, &outgoing(s).producer, s->core->producer.tail.load_relaxed());  // relaxed: both locks
       incoming(s).consumer.closed.exchange(1);                        // SYNC: closed. The slot may be used again
     }
     back_to_tcp(s);
@@ -121,13 +122,6 @@ bool freeze_incoming(int fd, Stream* s) {
   return call_back(s, true);
 }
 
-// The other end is in this very process: nobody else would give its bytes back while we wait.
-void answer_in_this_process(Stream* s) {
-  Stream* twin = twin_stream(s);
-  const int fd = twin == nullptr ? -1 : fd_of(twin);
-  if (fd >= 0) answer_freeze(fd, twin);
-}
-
 void wait_until_returned(int fd, Stream* s) {
   if (!pin(fd, s)) return;
   const std::uint64_t start = now_ns();
@@ -147,19 +141,6 @@ void wait_until_returned(int fd, Stream* s) {
   unpin(s);
 }
 
-// The process ends: what it has not read is answered with a reset, as the kernel does for what it knows of.
-void end_with_reset(int fd, Stream* s) {
-  const TransferLock lock(fd, s, TransferLock::kReceive);
-  if (!lock.held() || s->core == nullptr || !alone(s)) return;
-  {
-    const Gate gate;
-    RingConsumer consumer = consumer_of(s);
-    if (consumer.frozen() || !consumer.refresh() || consumer.available() == 0) return;
-  }
-  const linger reset = {1, 0};
-  real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
-}
-
 // No upgrade step is under way afterwards, and none follows. False: the stream is not upgraded.
 bool settle_upgrade(Stream* s, Reason reason) {
   const LockGuard step(s->step_lock);
@@ -170,10 +151,28 @@ bool settle_upgrade(Stream* s, Reason reason) {
 
 }  // namespace
 
+void answer_in_this_process(Stream* s) {
+  Stream* twin = twin_stream(s);
+  const int fd = twin == nullptr ? -1 : fd_of(twin);
+  if (fd >= 0) answer_freeze(fd, twin);
+}
+
 void wake_own_sleepers(int fd, Stream* s) {
   if (!pin(fd, s)) return;
   wake_own_sleepers(s);
   unpin(s);
+}
+
+void end_with_reset(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (!lock.held() || s->core == nullptr) return;
+  {
+    const Gate gate;
+    RingConsumer consumer = consumer_of(s);
+    if (consumer.frozen() || !consumer.refresh() || consumer.available() == 0) return;
+  }
+  const linger reset = {1, 0};
+  real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
 }
 
 void note_revoked(Stream* s) {
@@ -242,10 +241,7 @@ void answer_all_freezes(bool ends) {
     if (fd < 0 || !pin(fd, s)) return;
     // A forked child leaves it to its parent, which would not hear of an error that the child came by.
     if ((ours(s) || alone(s)) && asked_for(s)) give_back_all(fd, s);
-    if (ends) {
-      leave_to_kernel(fd, s, TransferLock::kInUse);
-      end_with_reset(fd, s);
-    }
+    if (ends) leave_to_kernel(fd, s, TransferLock::kInUse);
     unpin(s);
   });
 }

@@ -19,9 +19,13 @@ void revoke_all(Reason reason);
 // The peer has (perhaps) frozen our sending ring: gives back what it wants. No lock held, gate closed. Cheap when there is
 // nothing to do.
 void answer_freeze(int fd, Stream* s);
+// The other end is in this very process: nobody else would give its bytes back while this thread waits. Pinned.
+void answer_in_this_process(Stream* s);
 // The same for all streams: this process will not come by again (exit, exec). `ends`: nor
 // does anybody else; what is unread in its rings goes to the kernel.
 void answer_all_freezes(bool ends);
+// The process ends, the last that has the stream: what it has not read is answered with a reset, as the kernel does for what it knows of.
+void end_with_reset(int fd, Stream* s);
 
 // A look found that a direction changed its path, or that the peer asks for an answer. No lock held.
 void path_moved(int fd, Stream* s);

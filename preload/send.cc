@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <sys/epoll.h>
 
+#include "preload/epoll_set.h"
 #include "preload/fd_table.h"
 #include "preload/give_back.h"
 #include "preload/kernel_path.h"
@@ -14,6 +15,7 @@
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
@@ -54,11 +56,17 @@ bool leave_ring(Stream* s) {
 
 // Decides the path of the next bytes. Gate open, send lock held. True: the ring takes them.
 bool route_to_ring(Stream* s, std::size_t want, Route* route) {
-  if (s->core == nullptr || s->send_over_tcp.load_relaxed()) return false;  // relaxed: own word
+  if (s->core == nullptr) return false;
   SendState& state = s->core->send;
   auto path = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the send lock
   if (path == Path::kTcpAgain) return false;
   Direction& out = outgoing(s);
+  if (s->send_over_tcp.load_relaxed()) {  // relaxed: own word
+    // TCP has the answer, but whatever made us think so, its bytes never overtake those in the ring.
+    if (path == Path::kRing) freeze(&out.consumer);
+    route->frozen = path == Path::kRing || path == Path::kReturning;
+    return false;
+  }
   if (path == Path::kTcp && may_switch(s)) {
     begin_switch(&state, &out.producer, want);
     path = Path::kDraining;
@@ -67,7 +75,7 @@ bool route_to_ring(Stream* s, std::size_t want, Route* route) {
     // SYNC: closed. A peer that left the channel froze the ring before: looked at again behind this.
     if (out.consumer.closed.load_acquire() && !(out.consumer.head.load_acquire() & kFrozenBit)) {
       s->send_over_tcp.store_relaxed(1);
-      return false;
+      freeze(&out.consumer);
     }
     if (leave_ring(s)) freeze(&out.consumer);
   }
@@ -95,9 +103,10 @@ Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups
   RingProducer producer = producer_of(s);
   route.lied = !producer.refresh();
   if (route.lied) return route;
-  if (producer.space() < least_space(s, want) && !producer.wish_space(&route.lied)) {
+  const bool refused = producer.space() < least_space(s, want);
+  if (refused) s->refusals = s->refusals + 1;  // before the wish, which publishes it to whoever is told of the room
+  if (refused && !producer.wish_space(&route.lied)) {
     route.full = true;
-    s->refusals = s->refusals + 1;
     route.stalled = !route.lied && note_full(s, producer.head());
     return route;
   }
@@ -173,6 +182,9 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
     return failed(ECONNRESET);
   }
   const bool behind = route.frozen && !give_back(c.fd, s);
+  if (route.frozen && route.taken == 0) {
+    if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));  // TCP's, just now
+  }
   if (route.taken > 0) {
     Step step = moved(static_cast<ssize_t>(route.taken));
     step.fault = route.fault;
@@ -182,6 +194,7 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
   if (behind) return failed(EAGAIN);
   if (route.full) {
     look_for_orphan(c.fd, s, true);
+    members_want_space(s);
     Step full = failed(EAGAIN);
     full.leave = route.stalled;
     return full;
@@ -192,18 +205,22 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
 // The stream went back to TCP in the middle of a blocking call, which never sends less than all: the kernel goes on, counted as
 // any call that may block there. False: the stream has been upgraded already.
 bool send_rest(const Call& c, std::size_t* done) {
-  errno = EBADF;
   for (;;) {
-    if (fd_table().stream(c.fd) != c.s) return true;
+    if (fd_table().stream(c.fd) != c.s) return errno = EBADF, true;
     iovec from[kPartsMax];
     msghdr header = {};
     header.msg_iov = from;
     header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, *done, SIZE_MAX, from));
-    if (header.msg_iovlen == 0) return true;
+    if (header.msg_iovlen == 0) return errno = EFAULT, true;
     ssize_t n = 0;
     const int flags = *done > 0 ? c.flags | MSG_NOSIGNAL : c.flags;
     const auto send = [&] { return real().sendmsg(c.fd, &header, flags); };
-    if (!kernel_operation(c.fd, c.s, Flow::kOut, true, &n, send)) return false;
+    bool ours_again = false;
+    Call call = c;
+    pthread_cleanup_push(cancelled_on_stand_in, &call);
+    ours_again = !kernel_operation(c.fd, c.s, Flow::kOut, true, &n, send);
+    pthread_cleanup_pop(0);
+    if (ours_again) return false;
     if (n < 0 && *done > 0) keep_for_next_call(c.s, errno);
     if (n <= 0) return true;
     *done += static_cast<std::size_t>(n);
@@ -277,6 +294,22 @@ ssize_t send_loop(Call* c, std::size_t total) {
   }
 }
 
+// A small message in more parts than one step takes: in one piece, too. Not inlined: the stack is the program's.
+__attribute__((noinline)) ssize_t send_gathered(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  char whole[kWholeMax];
+  std::size_t n = 0;
+  for (int i = 0; i < count; ++i) {
+    iovec part;
+    if (user_copy(&part, &parts[i], sizeof part) != 0 || part.iov_len > sizeof whole - n || touches_guarded(&part, 1)) break;
+    const std::size_t missing = user_copy(whole + n, part.iov_base, part.iov_len);
+    n += part.iov_len - missing;
+    if (missing != 0) break;  // bad memory: what is in front of it goes
+  }
+  if (n == 0) return finish_call(0, EFAULT);
+  const iovec one = {whole, n};
+  return send_stream(fd, s, &one, 1, flags);
+}
+
 }  // namespace
 
 ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
@@ -286,6 +319,7 @@ ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags)
   if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
   if (total == 0) return quiet().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
+  if (count > kPartsMax && total <= kWholeMax) return send_gathered(fd, s, parts, count, flags);
   Call call = {fd, s, parts, count, flags};
   const ssize_t result = send_loop(&call, total);
   return call.on_stand_in ? finish_on_stand_in(call, result) : result;

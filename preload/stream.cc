@@ -94,6 +94,13 @@ void free_stream(Stream* s) {
   g_slab_lock.unlock();
 }
 
+// This process has the stream no longer. True: nobody has, its end is ours to make. By the count's own step: of two processes that end
+// at once, and both look first, neither would (a peer then saw a reset as an end of file).
+bool let_go(Stream* s) {
+  const Gate gate;
+  return s->core->holders.fetch_add(~std::uint32_t{0}) == 1;  // SYNC: holders
+}
+
 // The peer's producer may sleep on space that will never come, and its next send must meet TCP's answer.
 void tell_peer_we_closed(Stream* s, bool* unread) {
   Wakeups wakeups;
@@ -112,8 +119,7 @@ void close_managed(int fd, Stream* s) {
   s->send_lock.lock();
   s->receive_lock.lock();
   bool unread = false;
-  const bool has_channel = s->channel != nullptr;
-  if (has_channel && alone(s)) {
+  if (s->channel != nullptr && let_go(s)) {
     bool theirs = true;
     if (state_of(s) == State::kOffered) {
       const Gate gate;
@@ -121,10 +127,6 @@ void close_managed(int fd, Stream* s) {
       theirs = !s->channel->accept_state.compare_exchange(expected, kWithdrawn);
     }
     if (theirs) tell_peer_we_closed(s, &unread);
-  }
-  if (has_channel) {
-    const Gate gate;
-    s->core->holders.fetch_add(~std::uint32_t{0});  // SYNC: holders
   }
   if (unread && fd >= 0) {
     // close(2) with unread data is a reset (RFC 1122 4.2.2.13); the kernel does not know of the bytes in the ring.
@@ -169,9 +171,10 @@ void drop_channel(Stream* s) {
   s->receive_lock.lock();
   account_ring_bytes(s);
   const bool keep_slot = slot_is_the_peers(s);
-  process().guard.unmap(real().sys, reinterpret_cast<unsigned char*>(s->core));
-  s->core = nullptr;
+  auto* const memory = reinterpret_cast<unsigned char*>(s->core);
+  s->core = nullptr;  // before it is unmapped: a fork may come in between, and its child look
   s->channel = nullptr;
+  process().guard.unmap(real().sys, memory);
   Pair* pair = s->pair;
   s->pair = nullptr;
   give_slot(pair, s, keep_slot);
@@ -377,16 +380,20 @@ void account_ring_bytes(Stream* s) {
   s->ring_rx_base = received;
 }
 
+void drop_number(int fd, Stream* s) {
+  if (s->fds.fetch_add(~std::uint32_t{0}) != 1) return;
+  if (locks_held_here() != 0) {
+    defer(s, kDeferredEnd);
+  } else {
+    end_stream(fd, s);
+  }
+}
+
 void forget_fd(int fd) {
   FdTable& table = fd_table();
   if (fd < 0 || table.empty(fd)) return;
   if (Stream* s = table.stream(fd)) {
-    if (!table.take(fd, s) || s->fds.fetch_add(~std::uint32_t{0}) != 1) return;
-    if (locks_held_here() != 0) {
-      defer(s, kDeferredEnd);
-    } else {
-      end_stream(fd, s);
-    }
+    if (table.take(fd, s)) drop_number(fd, s);
   } else if (EpollSet* set = table.epoll(fd)) {
     if (table.take(fd, set)) forget_epoll_fd(set, fd);
   } else if (table.hidden(fd)) {
@@ -434,10 +441,7 @@ void streams_at_exit() {
     drop_holder(s);
     const int fd = s->channel == nullptr ? -1 : fd_of(s);
     if (fd < 0 || !pin(fd, s)) return;
-    {
-      const Gate gate;
-      s->core->holders.fetch_add(~std::uint32_t{0});  // SYNC: holders
-    }
+    if (let_go(s)) end_with_reset(fd, s);
     unpin(s);
   });
 }
@@ -472,10 +476,7 @@ void streams_forked_child(bool prepared) {
     s->ring_tx_base = s->core->producer.tail.load_relaxed();  // relaxed: a statistic
     s->ring_rx_base = s->core->consumer.head.load_relaxed();
   });
-  for_each_stream([](Stream* s) {
-    s->sleepers.store_relaxed(0);  // relaxed: one thread here
-    drop_stand_in(s);
-  });
+  sleepers_forked_child();
 }
 
 }  // namespace mpklink

@@ -137,6 +137,7 @@ void count_plain(Reason reason);
 
 // The descriptor is gone (closed, overwritten, or found to be something else). The last one ends the stream.
 void forget_fd(int fd);
+void drop_number(int fd, Stream* s);  // the same, of a stream's number that is out of the table already
 
 // The ring is full and its consumer is at `head`. True: it has not moved for long. A program may rely on TCP's buffers, which hold
 // megabytes: one that writes all before it, or its peer, reads would wait for ever on a ring.

@@ -120,6 +120,11 @@ ssize_t finish_on_stand_in(const Call& c, ssize_t result) {
   return result;
 }
 
+void cancelled_on_stand_in(void* call) {
+  const auto* c = static_cast<const Call*>(call);
+  if (c->on_stand_in) leave_sleep(c->s);
+}
+
 ssize_t finish_call(std::size_t done, int error) {
   if (done > 0) return static_cast<ssize_t>(done);
   errno = error;

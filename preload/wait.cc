@@ -185,7 +185,8 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   n = real().ppoll(p, poller->bell() >= 0 ? 2 : 1, wait, nullptr);
   pthread_cleanup_pop(0);
   if (n > 0) {
-    note_kernel_events(s, static_cast<std::uint32_t>(static_cast<unsigned short>(p[0].revents)));
+    const auto news = static_cast<std::uint32_t>(static_cast<unsigned short>(p[0].revents));
+    if (fd_table().stream(fd) == s) note_kernel_events(s, news);  // closed meanwhile: the number may be another file's
     if (p[1].revents != 0) poller->drain();
   }
   return n;
