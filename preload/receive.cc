@@ -188,10 +188,11 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit) {
   return failed(ECONNRESET);
 }
 
-// The ring was frozen with bytes in it, and the sender is about to give them back, or will at its next operation.
+// The ring was frozen with bytes in it, and the sender is about to give them back, or has, and the kernel is about to deliver them, or
+// it will at its next operation.
 bool still_to_come(Stream* s) {
   const Gate gate;
-  return unread_in_ring(s) > 0;
+  return not_received(s) > 0;
 }
 
 bool must_ask_kernel(Stream* s, Path path) {
@@ -326,9 +327,9 @@ bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t
   return n >= 0;
 }
 
-// A sender that is at it needs some tens of microseconds, and its turn on a busy machine.
+// A sender that is at it needs some tens of microseconds, and its turn on a busy machine. One that is not is waited for once.
 constexpr unsigned kYields = 500;
-constexpr unsigned kNapsMax = kYields + 1000;  // about 0.2 s
+constexpr unsigned kNapsMax = kYields + 3000;  // about 0.5 s
 
 void nap(int fd, Stream* s, unsigned count) {
   if (count == 0 && pin(fd, s)) {
@@ -375,6 +376,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
       continue;
     }
     if (step.n > 0) {
+      s->late = false;
       done += static_cast<std::size_t>(step.n);
       const bool enough = done >= target || non_blocking(s, flags);
       if (done == total || step.fault || !((flags & MSG_WAITALL) || step.more || !enough)) return static_cast<ssize_t>(done);
@@ -382,9 +384,10 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
-    if (step.on_its_way && (done > 0 || non_blocking(s, flags)) && naps < kNapsMax) {
+    if (step.on_its_way && (done > 0 || non_blocking(s, flags)) && !s->late) {
       waited = true;
       nap(c->fd, s, naps++);
+      s->late = naps == kNapsMax;
       continue;
     }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);

@@ -63,6 +63,7 @@ void reset_stream(Stream* s) {
   s->rendezvous_step = 0;
   s->peer_uid = 0;
   s->rearming = nullptr;
+  s->late = false;
   s->members = nullptr;
   s->ring_tx_base = s->ring_rx_base = 0;
   s->tcp_tx_base = s->tcp_rx_base = 0;
@@ -203,16 +204,19 @@ __thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
 
 }  // namespace
 
-std::uint64_t unread_in_ring(Stream* s) {
+std::uint64_t not_received(Stream* s) {
   const Direction& in = incoming(s);
   RingConsumer consumer = consumer_of(s);
   if (!consumer.refresh()) return 1;
   if (!consumer.frozen()) return consumer.available();
-  if (in.producer.returned.load_acquire() != 0) return 0;                             // SYNC: returned
   const std::uint64_t at = in.producer.switch_at.load_acquire();                      // SYNC: switch_at
   const std::uint64_t received = s->core->receive.tcp_received.load_relaxed();        // relaxed: a look, or under the receive lock
   const std::uint64_t got = at == 0 || received < at - 1 ? 0 : received - (at - 1);
   return got < consumer.available() ? consumer.available() - got : 0;
+}
+
+std::uint64_t unread_in_ring(Stream* s) {
+  return incoming(s).producer.returned.load_acquire() != 0 ? 0 : not_received(s);  // SYNC: returned
 }
 
 bool alone(Stream* s) {

@@ -78,6 +78,7 @@ struct Stream {
   Atomic<std::uint32_t> answered;       // what the peer's look_back asked for was done
   Atomic<std::uint32_t> revoke_noted;   // counted
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
+  Hint<bool> late;                     // bytes on their way were waited for in vain
   Atomic<std::uint32_t> empty_reads;   // non-blocking reads that found nothing since the kernel was last asked
   Atomic<std::uint32_t> sends_after_fin;
   Atomic<std::uint64_t> patience_ns;   // how long to sleep on TCP alone before looking again
@@ -120,6 +121,8 @@ struct Stream {
 
 // Bytes of the incoming ring that this end has not got: of a frozen one, what came neither over TCP nor by rescue (receive.cc). A ring
 // whose indices are impossible counts as one byte. Gate open, a lock or pin held.
+std::uint64_t not_received(Stream* s);
+// The same, but what the peer has given back is TCP's affair, though a busy kernel may not have delivered it yet.
 std::uint64_t unread_in_ring(Stream* s);
 // Whether no other process has it (any more). Gate closed, the channel kept.
 bool alone(Stream* s);
