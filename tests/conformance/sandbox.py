@@ -124,7 +124,8 @@ class Sandbox:
             one = json.loads(line)
             total.processes += 1
             total.upgraded += one["upgraded"]
-            total.bytes += one["ring_tx_bytes"]
+            # What came back at an end, unread, had been in a ring, too.
+            total.bytes += one["ring_tx_bytes"] + one["ring_returned_bytes"]
             total.gate_found_open += one["gate_found_open"]
             for reason, n in one["plain"].items():
                 total.plain[reason] = total.plain.get(reason, 0) + n

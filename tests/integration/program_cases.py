@@ -41,7 +41,7 @@ CASES = {
     "semantics_connect": "nonblocking refused retry pending self unspec unspec_warm accept".split(),
     "semantics_wait": (
         "blocked_recv rcvtimeo sndtimeo poll poll_mixed select pollout eintr eintr_restart eintr_send eintr_poll handler_sends"
-        " two_senders two_readers cancel"
+        " two_senders two_senders_parts two_readers cancel"
     ).split(),
     "semantics_time": (
         "rcvtimeo_calls rcvtimeo_trickle rcvtimeo_change rcvtimeo_shared sndtimeo_partial sndtimeo_drained wait_exact"
@@ -49,11 +49,11 @@ CASES = {
     ).split(),
     "semantics_signals": "eintr restart_never restart_read restart_send partial_send not_delivered masks accept connect".split(),
     "semantics_threads": (
-        "shutdown_wakes shutdown_accept close_sleeper close_last close_sender dup2_sleeper close_epoll cancel_read cancel_send"
+        "shutdown_wakes shutdown_accept close_sleeper close_last vfork_sleeper close_sender dup2_sleeper close_epoll cancel_read cancel_send"
         " cancel_pending cancel_disabled cancel_async cancel_one_of_two"
     ).split(),
     "semantics_epoll": (
-        "level edge edge_out oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
+        "level edge edge_out edge_out_small oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
     ).split(),
     "semantics_epoll_sets": (
         "modify add_late again codes fault data two_sets two_numbers closed_number number_reused close_set exclusive listener"

@@ -91,8 +91,8 @@ class Watched {
     taken_ += bytes;
   }
   // Writes until nothing fits; the number of bytes.
-  size_t fill() {
-    const size_t total = fill_up(fd_, kDown, written_);
+  size_t fill(size_t step = 8192) {
+    const size_t total = fill_up(fd_, kDown, written_, 2048, step);
     written_ += total;
     return total;
   }
@@ -161,6 +161,17 @@ void edge_out_server(int fd, const Sync& sync) {
   w.quiet();
   w.order(kDrain, static_cast<int>(full));
   CHECK_EQ(w.wait() & ~uint32_t{EPOLLIN}, EPOLLOUT);  // room again: an edge
+}
+
+// A message that finds some room, but not enough, is refused: more room is an edge all the same.
+void edge_out_small_server(int fd, const Sync& sync) {
+  Watched w(fd, sync, EPOLLIN | EPOLLOUT | EPOLLET);
+  CHECK_EQ(w.wait(), EPOLLOUT);
+  const size_t full = w.fill(100);
+  (void)w.now();
+  w.quiet();
+  w.order(kDrain, static_cast<int>(full));
+  CHECK_EQ(w.wait() & ~uint32_t{EPOLLIN}, EPOLLOUT);
 }
 
 void oneshot_server(int fd, const Sync& sync) {
@@ -405,6 +416,7 @@ const Case kCases[] = {
     {"level", level_server, obedient_client},
     {"edge", edge_server, obedient_client},
     {"edge_out", edge_out_server, obedient_client},
+    {"edge_out_small", edge_out_small_server, obedient_client},
     {"oneshot", oneshot_server, obedient_client},
     {"rearm", rearm_server, obedient_client},
     {"add_ready", add_ready_server, obedient_client},

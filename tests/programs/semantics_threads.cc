@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // One thread sleeps in a call on a stream while another shuts the stream down, closes or replaces its descriptor, or cancels the
 // sleeper. (Linux: shutdown() wakes it, close() does not; the sleeper goes on with what it had.) `NAME list` prints the cases.
+#include <sys/wait.h>
+
 #include "blocking.h"
 
 using namespace testlib;
@@ -135,6 +137,31 @@ void close_last_server(int fd, const Sync& sync) {
   const Report report = peer.now(Do::kReadToEnd);
   CHECK_EQ(report.bytes, 0);
   CHECK_EQ(report.error, 0);
+}
+
+// A child of vfork has our memory, but its own numbers: that it closes the sleeper's changes nothing here.
+void vfork_sleeper_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 300);
+  CHECK(copy >= 300);
+  Sleeper s(kBlockingCalls[1], copy);
+  const pid_t child = vfork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    close(copy);
+    _exit(0);
+  }
+  int status = -1;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(status, 0);
+  CHECK(s.asleep());
+  CHECK_EQ(close(copy), 0);
+  sleep_ms(20);
+  CHECK(s.asleep());
+  peer.now(Do::kSend, 100);
+  s.returns(100);
+  peer.took(s.buffer, 100);
+  peer.finish();
 }
 
 // A blocked sender whose descriptor is closed sends everything before the end.
@@ -345,6 +372,7 @@ const Case kCases[] = {
     {"shutdown_accept", shutdown_accept_server, obedient_client},
     {"close_sleeper", close_sleeper_server, obedient_client},
     {"close_last", close_last_server, obedient_client},
+    {"vfork_sleeper", vfork_sleeper_server, obedient_client},
     {"close_sender", close_sender_server, obedient_client},
     {"dup2_sleeper", dup2_sleeper_server, obedient_client},
     {"close_epoll", close_epoll_server, obedient_client},

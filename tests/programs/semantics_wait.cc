@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/select.h>
+#include <sys/uio.h>
 
 #include "case_main.h"
 
@@ -406,13 +407,27 @@ void* shout(void* argument) {
   return nullptr;
 }
 
-void two_senders_server(int fd, const Sync&) {
+// The same in so many parts that one look at them is not enough.
+void* shout_in_parts(void* argument) {
+  const auto* s = static_cast<Shouter*>(argument);
+  char message[kShout];
+  struct iovec parts[kShout];
+  memset(message, s->letter, sizeof message);
+  for (size_t i = 0; i < kShout; i++) parts[i] = {&message[i], 1};
+  for (int i = 0; i < kShouts; i++) CHECK_EQ(writev(s->fd, parts, kShout), kShout);
+  return nullptr;
+}
+
+void shout_both(int fd, void* (*how)(void*)) {
   Shouter shouters[2] = {{fd, 'A'}, {fd, 'B'}};
   pthread_t threads[2];
-  for (int i = 0; i < 2; i++) threads[i] = start_thread(shout, &shouters[i]);
+  for (int i = 0; i < 2; i++) threads[i] = start_thread(how, &shouters[i]);
   for (pthread_t t : threads) join_thread(t);
   close(fd);
 }
+
+void two_senders_server(int fd, const Sync&) { shout_both(fd, shout); }
+void two_senders_parts_server(int fd, const Sync&) { shout_both(fd, shout_in_parts); }
 
 void two_senders_client(int fd, const Sync&) {
   int counts[2] = {};
@@ -495,6 +510,7 @@ const Case kCases[] = {
     {"eintr_poll", eintr_poll_server, on_demand_client},
     {"handler_sends", handler_sends_server, handler_sends_client},
     {"two_senders", two_senders_server, two_senders_client},
+    {"two_senders_parts", two_senders_parts_server, two_senders_client},
     {"two_readers", two_readers_server, on_demand_client},
     {"cancel", cancel_server, on_demand_client},
 };

@@ -197,15 +197,15 @@ inline void sleep_ms(long ms) {
 }
 
 // Sends the pattern from `offset` on until nothing more fits, also a little later (TCP makes room by itself for a while). Leaves the
-// socket blocking. The number of bytes sent, at least `least`.
-inline uint64_t fill_up(int fd, uint64_t seed, uint64_t offset, uint64_t least = 2048) {
+// socket blocking. The number of bytes sent, at least `least`. `step`: of one call, 8192 at most.
+inline uint64_t fill_up(int fd, uint64_t seed, uint64_t offset, uint64_t least = 2048, size_t step = 8192) {
   const uint64_t start = offset;
   set_nonblocking(fd);
   for (int quiet = 0; quiet < 3; quiet++) {
     char chunk[8192];
     for (;;) {
-      pattern_fill(chunk, sizeof chunk, seed, offset);
-      const ssize_t n = send(fd, chunk, sizeof chunk, MSG_NOSIGNAL);
+      pattern_fill(chunk, step, seed, offset);
+      const ssize_t n = send(fd, chunk, step, MSG_NOSIGNAL);
       if (n < 0) break;
       CHECK(n > 0);
       offset += static_cast<uint64_t>(n);
