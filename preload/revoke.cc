@@ -168,8 +168,7 @@ void end_with_reset(int fd, Stream* s) {
   if (!lock.held() || s->core == nullptr) return;
   {
     const Gate gate;
-    RingConsumer consumer = consumer_of(s);
-    if (consumer.frozen() || !consumer.refresh() || consumer.available() == 0) return;
+    if (s->handed_on.load_relaxed() || not_received(s) == 0) return;  // relaxed: set once
   }
   const linger reset = {1, 0};
   real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);

@@ -108,8 +108,9 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
   {
     const Gate gate;
     Direction& in = incoming(s);
-    // Whoever else has the socket gets from the kernel what was unread of a frozen ring.
-    *unread = !s->handed_on.load_relaxed() && unread_in_ring(s) > 0;  // relaxed: set once
+    // Whoever else has the socket gets from the kernel what was unread of a frozen ring. What the peer gave back counts, too: a busy
+    // kernel may not have delivered it yet, and would end the connection in order.
+    *unread = !s->handed_on.load_relaxed() && not_received(s) > 0;  // relaxed: set once
     in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
@@ -213,10 +214,6 @@ std::uint64_t not_received(Stream* s) {
   const std::uint64_t received = s->core->receive.tcp_received.load_relaxed();        // relaxed: a look, or under the receive lock
   const std::uint64_t got = at == 0 || received < at - 1 ? 0 : received - (at - 1);
   return got < consumer.available() ? consumer.available() - got : 0;
-}
-
-std::uint64_t unread_in_ring(Stream* s) {
-  return incoming(s).producer.returned.load_acquire() != 0 ? 0 : not_received(s);  // SYNC: returned
 }
 
 bool alone(Stream* s) {

@@ -122,8 +122,6 @@ struct Stream {
 // Bytes of the incoming ring that this end has not got: of a frozen one, what came neither over TCP nor by rescue (receive.cc). A ring
 // whose indices are impossible counts as one byte. Gate open, a lock or pin held.
 std::uint64_t not_received(Stream* s);
-// The same, but what the peer has given back is TCP's affair, though a busy kernel may not have delivered it yet.
-std::uint64_t unread_in_ring(Stream* s);
 // Whether no other process has it (any more). Gate closed, the channel kept.
 bool alone(Stream* s);
 // Whether this process upgraded it. A forked child that uses what it inherited keeps off the board, whose words are its parent's.
