@@ -303,7 +303,7 @@ std::uint64_t tag_prefix() {
   std::uint64_t random = 0;
   const ErrnoSaver keep;
   if (quiet().getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random) random = now_ns() * 0x9e3779b97f4a7c15u;
-  random = (random | (std::uint64_t{1} << 63)) & ~kTagMask;
+  random = (random | (std::uint64_t{1} << 63)) & ~kTagBelowPrefix;
   return prefix.compare_exchange(known, random) ? random : known;
 }
 

@@ -12,12 +12,12 @@ namespace mpklink {
 // The count: an event that a thread has got from the kernel and not looked at yet may be of a registration that is gone, its member another's.
 constexpr unsigned kTagIndexBits = 17;
 constexpr std::uint64_t kTagIndexMask = (std::uint64_t{1} << kTagIndexBits) - 1;
-constexpr std::uint64_t kTagMask = (std::uint64_t{1} << (kTagIndexBits + 16)) - 1;
+constexpr std::uint64_t kTagBelowPrefix = (std::uint64_t{1} << (kTagIndexBits + 16)) - 1;
 constexpr std::uint64_t kBellTag = kTagIndexMask;
 constexpr std::uint64_t kUnderTag = kTagIndexMask - 1;
 std::uint64_t tag_prefix();
 inline std::uint64_t tag_of_member(const EpollMember* m) { return tag_prefix() | std::uint64_t{m->uses} << kTagIndexBits | m->index; }
-inline bool is_tag(std::uint64_t data) { return (data & ~kTagMask) == tag_prefix(); }
+inline bool is_tag(std::uint64_t data) { return (data & ~kTagBelowPrefix) == tag_prefix(); }
 
 EpollMember* member_at(std::uint32_t index);  // null: no such member was ever made
 EpollMember* make_member();  // null: no memory
