@@ -16,7 +16,7 @@ namespace mpklink {
 namespace {
 
 constexpr std::uint32_t kTriesMax = 7;       // 2, 4, 8 … operations apart
-constexpr std::uint32_t kDistanceMax = 32;  // … to meet
+constexpr std::uint32_t kDistanceMax = 16;  // … to meet
 constexpr std::uint32_t kDistanceMet = 2;    // … once the peer is known to be there
 // A peer that answers takes its steps between its answers: so many without a sign of it, and it has no library. One that does not
 // answer may be waiting for its turn on a busy machine: given time.

@@ -102,7 +102,7 @@ def test_full_duplex_cold(bench, settings):
     """Without a warm-up: the upgrade happens while both directions are full. The ends may miss each other for the whole of a short
     run, so there are several; every one must be right, and not all may have stayed on TCP."""
     bench.settings = settings
-    volume = less_if_slow(settings, 16 << 20, 1 << 20)
+    volume = less_if_slow(settings, 16 << 20, 8 << 20)
     for _ in range(4):
         bench.run_pair("full_duplex", "--connections=2", f"--bytes={volume}", "--warm=0")
     bench.assert_ring(streams=1, min_bytes=1000, conserved=True)
