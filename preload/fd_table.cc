@@ -7,13 +7,8 @@
 #include "preload/process.h"
 
 namespace mpklink {
-namespace {
 
 FdTable g_fd_table;
-
-}  // namespace
-
-FdTable& fd_table() { return g_fd_table; }
 
 bool FdTable::allocate() {
   constexpr std::size_t kBytes = sizeof(Atomic<std::uintptr_t>) * kMaxFd;

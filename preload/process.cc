@@ -19,7 +19,13 @@ namespace mpklink {
 namespace {
 
 Guard g_guard;
+
+}  // namespace
+
 Process g_process = {{}, g_guard};
+
+namespace {
+
 __thread std::uint32_t t_thread_id __attribute__((tls_model("initial-exec")));
 // Read and written by this thread and its signal handlers only; Atomic so that no access is moved or merged.
 __thread Atomic<std::uint32_t> t_locks_held __attribute__((tls_model("initial-exec")));
@@ -67,8 +73,6 @@ bool reserve_range() {
 }
 
 }  // namespace
-
-Process& process() { return g_process; }
 
 std::uint32_t thread_id() {
   if (__builtin_expect(t_thread_id == 0, 0)) t_thread_id = static_cast<std::uint32_t>(raw_syscall(SYS_gettid));
@@ -146,9 +150,6 @@ void SpinLock::lock() {
     }
   }
 }
-
-ErrnoSaver::ErrnoSaver() : saved_(errno) {}
-ErrnoSaver::~ErrnoSaver() { errno = saved_; }
 
 void initialise() {
   Process& p = g_process;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The state this library keeps for one process, constant-initialised: hooks run before constructors and after destructors.
 #pragma once
+#include <errno.h>
 #include <sys/types.h>
 
 #include <cstdint>
@@ -70,7 +71,8 @@ struct Process {
   ProcessId id;                        // random, made with the first rendezvous
 };
 
-Process& process();
+extern Process g_process;  // by its name nowhere: on the data path, where a call would cost
+inline Process& process() { return g_process; }
 
 // Whether this is a vfork child: it shares our memory, and its calls must not change our tables. A child of _Fork or clone,
 // for which no fork handler ran, is put in order here at its first call.
@@ -92,8 +94,8 @@ class Gate : public OpenGate {
 // errno as the program left it, unless the hook failed.
 class ErrnoSaver {
  public:
-  ErrnoSaver();
-  ~ErrnoSaver();
+  ErrnoSaver() : saved_(errno) {}
+  ~ErrnoSaver() { errno = saved_; }
   ErrnoSaver(const ErrnoSaver&) = delete;
   ErrnoSaver& operator=(const ErrnoSaver&) = delete;
 

@@ -224,8 +224,6 @@ bool alone(Stream* s) {
 
 bool ours(const Stream* s) { return s->owner_generation == process().generation.load_relaxed(); }  // relaxed: changes by fork only
 
-State state_of(const Stream* s) { return static_cast<State>(s->state.load_acquire()); }
-
 Stream* make_stream(State state) {
   notice_fork();
   if (!lock_slab()) return nullptr;

@@ -130,7 +130,7 @@ bool ours(const Stream* s);
 Stream* make_stream(State state);  // null: limit reached or no memory
 void enter_stream(int fd, Stream* stream);  // names it by fd; drops it when the table is full
 int fd_of(Stream* s);                       // a descriptor of this process that names it, or -1
-State state_of(const Stream* s);
+inline State state_of(const Stream* s) { return static_cast<State>(s->state.load_acquire()); }
 
 // The stream stays on TCP, with the reason counted (once). For streams that are not managed.
 void make_plain(Stream* stream, Reason reason);
