@@ -12,7 +12,7 @@ struct Addresses {
   sockaddr_storage local, peer;
 };
 
-// False: it is not connected any more, or not a connection of the internet families.
+// False: it is not connected any more.
 bool addresses_of(int fd, Addresses* addresses);
 
 // Whether the stream's two ends are on this machine, its port is wanted and nothing set on it needs the kernel.

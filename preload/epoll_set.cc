@@ -260,6 +260,22 @@ bool with_set_of(EpollMember* m, Stream* s, Action action) {
   return action(set);
 }
 
+// The stream's registrations, each under its set's lock; of more than kMembersOfStreamMax the first.
+template <class Action>
+void for_each_member(Stream* s, Action action) {
+  EpollMember* members[kMembersOfStreamMax];
+  unsigned count = 0;
+  if (s->members == nullptr) return;
+  members_of(s, members, &count);
+  for (unsigned i = 0; i < count; ++i) {
+    EpollMember* m = members[i];
+    with_set_of(m, s, [&](EpollSet* set) {
+      action(set, m);
+      return true;
+    });
+  }
+}
+
 void release_set(EpollSet* set) {
   const LockGuard guard(set->lock);
   // Its registrations go with the kernel's instance.
@@ -430,16 +446,7 @@ bool manage_members(Stream* s) {
 }
 
 void unmanage_members(Stream* s) {
-  EpollMember* members[kMembersOfStreamMax];
-  unsigned count = 0;
-  if (!members_of(s, members, &count)) return;
-  for (unsigned i = 0; i < count; ++i) {
-    EpollMember* m = members[i];
-    with_set_of(m, s, [&](EpollSet* set) {
-      unmanage_member(set, s, m);
-      return true;
-    });
-  }
+  for_each_member(s, [s](EpollSet* set, EpollMember* m) { unmanage_member(set, s, m); });
 }
 
 void refresh_members(Stream* s) {
@@ -448,34 +455,20 @@ void refresh_members(Stream* s) {
     defer(s, kDeferredRefresh);
     return;
   }
-  EpollMember* members[kMembersOfStreamMax];
-  unsigned count = 0;
-  members_of(s, members, &count);
-  for (unsigned i = 0; i < count; ++i) {
-    EpollMember* m = members[i];
-    with_set_of(m, s, [&](EpollSet* set) {
-      if (!m->managed) return true;
-      renew(set, m);
-      nudge(set);
-      return true;
-    });
-  }
+  for_each_member(s, [](EpollSet* set, EpollMember* m) {
+    if (!m->managed) return;
+    renew(set, m);
+    nudge(set);
+  });
 }
 
 void members_want_space(Stream* s) {
-  if (s->members == nullptr) return;
-  EpollMember* members[kMembersOfStreamMax];
-  unsigned count = 0;
-  members_of(s, members, &count);
-  for (unsigned i = 0; i < count; ++i) {
-    EpollMember* m = members[i];
-    with_set_of(m, s, [&](EpollSet* set) {
-      if (!m->managed || !(m->events & EPOLLOUT)) return true;
-      m->wants_space = true;
-      set->wants_space = true;
-      return true;
-    });
-  }
+  if (locks_held_here() > 1) return;  // in a handler that interrupted us, perhaps with the set's lock
+  for_each_member(s, [](EpollSet* set, EpollMember* m) {
+    if (!m->managed || !(m->events & EPOLLOUT)) return;
+    m->wants_space = true;
+    set->wants_space = true;
+  });
 }
 
 void detach_members(Stream* s) {

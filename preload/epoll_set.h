@@ -98,7 +98,7 @@ bool may_manage_now(Stream* s);
 void unmanage_members(Stream* s);
 // The receiving direction has moved: earlier news of the new path may have been looked at and dropped; look again.
 void refresh_members(Stream* s);
-// A send found no room: whoever waits for it looks now and then, as an edge may not come (note_full).
+// A send found no room: whoever waits for it looks now and then, as an edge may not come (note_full). Send lock held.
 void members_want_space(Stream* s);
 // The last descriptor closed: forgets its registrations, as the kernel does.
 void detach_members(Stream* s);

@@ -201,14 +201,8 @@ void acceptor_accept(int fd, Stream* s) {
 }
 
 void acceptor_take(int fd, Stream* s) {
-  if (!may_manage_now(s)) return;
-  Reason reason = Reason::kSystem;
-  if (!ensure_guard(&reason)) {
-    give_up(s, reason);
-    return;
-  }
   // Claim before the message is taken from the socket: it could not be put back.
-  if (!claim(s)) return;
+  if (!claim_for_channel(s)) return;
   OfferMessage offer = {};
   int fds[kMessageFdsMax];
   for (int& one : fds) one = -1;

@@ -166,13 +166,8 @@ void connector_hello(Stream* s) {
 }
 
 void connector_offer(int fd, Stream* s) {
-  if (!may_manage_now(s)) return;
+  if (!claim_for_channel(s)) return;
   Reason reason = Reason::kSystem;
-  if (!ensure_guard(&reason)) {
-    give_up(s, reason);
-    return;
-  }
-  if (!claim(s)) return;
   if (!counters_agree(fd, s, &reason)) {
     settle_plain(s, reason);
     return;

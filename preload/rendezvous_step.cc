@@ -142,6 +142,14 @@ bool claim(Stream* s) {
   return false;
 }
 
+bool claim_for_channel(Stream* s) {
+  if (!may_manage_now(s)) return false;
+  Reason reason = Reason::kSystem;
+  if (ensure_guard(&reason)) return claim(s);
+  give_up(s, reason);
+  return false;
+}
+
 // Gives the locks back with the stream in `state`.
 void settle(Stream* s, State state) {
   s->state.store_release(static_cast<std::uint32_t>(state));

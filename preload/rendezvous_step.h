@@ -27,6 +27,8 @@ bool peer_allowed(const Addresses& addresses, int socket, Stream* s);
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
 // then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.
 bool claim(Stream* s);
+// The same where a channel comes next: the guard is decided, and no registration is in the way. False: not now, or given up.
+bool claim_for_channel(Stream* s);
 void settle(Stream* s, State state);  // gives the locks back with the stream in `state`
 void settle_plain(Stream* s, Reason reason);
 // Sets up the channel's memory as this side's. Claimed. The mapping holds the core page, then the memfd.

@@ -341,7 +341,7 @@ def test_failing_epoll_calls(bench, victim):
 
 
 def test_stopped_and_continued(bench):
-    """SIGSTOP for 3 s at the receiver, and at the sender of a second pair at the same time: all data arrives."""
+    """SIGSTOP for 5 s at the receiver, and at the sender of a second pair at the same time: all data arrives."""
     total = 30_000_000
     options = [f"--bytes={total}", "--delay-us=100"]
     first, second = start_pump(bench, (), (), options), start_pump(bench, (), (), options)
@@ -350,7 +350,7 @@ def test_stopped_and_continued(bench):
     for proc in stopped:
         assert proc.running(), "too fast: nothing was stopped in the middle"
         proc.send_signal(signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(5)
     for proc in stopped:
         proc.send_signal(signal.SIGCONT)
     for server, client in (first, second):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // One thread sleeps in a call on a stream while another shuts the stream down, closes or replaces its descriptor, or cancels the
 // sleeper. (Linux: shutdown() wakes it, close() does not; the sleeper goes on with what it had.) `NAME list` prints the cases.
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "blocking.h"
@@ -155,12 +156,20 @@ void vfork_sleeper_server(int fd, const Sync& sync) {
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK_EQ(status, 0);
   CHECK(s.asleep());
+  // The number that a stand-in of the child's would have: nobody may close it for that.
+  struct rlimit limit = {};
+  CHECK_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const int base = limit.rlim_cur / 4 * 3 < 4096 ? static_cast<int>(limit.rlim_cur / 4 * 3) : 4096;  // as preload/pollers.cc
+  const int next = fcntl(fd, F_DUPFD_CLOEXEC, base);
+  CHECK(next >= base);
   CHECK_EQ(close(copy), 0);
   sleep_ms(20);
   CHECK(s.asleep());
   peer.now(Do::kSend, 100);
   s.returns(100);
   peer.took(s.buffer, 100);
+  CHECK(fcntl(next, F_GETFD) >= 0);
+  CHECK_EQ(close(next), 0);
   peer.finish();
 }
 
