@@ -118,9 +118,16 @@ int number_of(const EpollMember* m) {
   return -1;
 }
 
-std::uint32_t ask(const EpollMember* m, const Readiness& r) {
-  if (m->inner != nullptr) return set_shows(m->inner) ? EPOLLIN | EPOLLRDNORM : 0;
-  return r.events | kernel_readiness(m->stream, number_of(m), r.ask_kernel);
+// What the rings say of a member, and what only the kernel knows of it.
+struct Question {
+  EpollMember* member;
+  std::uint32_t events;
+  std::uint32_t ask_kernel;
+};
+
+std::uint32_t ask(const Question& q) {
+  if (q.member->inner != nullptr) return set_shows(q.member->inner) ? EPOLLIN | EPOLLRDNORM : 0;
+  return q.events | kernel_readiness(q.member->stream, number_of(q.member), q.ask_kernel);
 }
 
 // Bits and boards of the peers. Gate open, set->lock held.
@@ -154,7 +161,7 @@ bool any_ready(EpollSet* set) {
         const Gate gate;
         r = look_at(set, m);
       }
-      const std::uint32_t events = r.ask_kernel != 0 ? ask(m, r) : r.events;
+      const std::uint32_t events = r.ask_kernel != 0 ? ask({m, r.events, r.ask_kernel}) : r.events;
       if (shown_of(m, events) != 0) return true;
       m->causes = 0;
     }
@@ -218,8 +225,7 @@ bool set_shows(EpollSet* set) {
 
 int collect_locked(EpollSet* set, epoll_event* events, int max) {
   constexpr int kAskMax = 64;
-  EpollMember* asked[kAskMax];
-  Readiness known[kAskMax];
+  Question asked[kAskMax];
   int n = 0;
   if (set->slow_members.load_relaxed() != 0) push_slow_members(set);  // relaxed: under set->lock
   EpollMember* last = nullptr;
@@ -240,10 +246,10 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
         EpollMember* const next = m == last ? nullptr : m->ready_next;
         remove_ready(set, m);
         if (!m->disabled) {
-          known[count] = look_at(set, m);
-          if (known[count].ask_kernel != 0) {
-            asked[count++] = m;
-          } else if (tell(set, m, known[count].events, &events[n])) {
+          const Readiness r = look_at(set, m);
+          if (r.ask_kernel != 0) {
+            asked[count++] = {m, r.events, r.ask_kernel};
+          } else if (tell(set, m, r.events, &events[n])) {
             ++n;
           }
         }
@@ -251,7 +257,7 @@ int collect_locked(EpollSet* set, epoll_event* events, int max) {
       }
     }
     for (int i = 0; i < count; ++i) {
-      if (tell(set, asked[i], ask(asked[i], known[i]), &events[n])) ++n;
+      if (tell(set, asked[i].member, ask(asked[i]), &events[n])) ++n;
     }
   } while (m != nullptr && n < max);
   return n;

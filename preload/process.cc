@@ -23,12 +23,9 @@ Guard g_guard;
 }  // namespace
 
 Process g_process = {{}, g_guard};
+__thread ThreadState t_state;
 
 namespace {
-
-__thread std::uint32_t t_thread_id __attribute__((tls_model("initial-exec")));
-// Read and written by this thread and its signal handlers only; Atomic so that no access is moved or merged.
-__thread Atomic<std::uint32_t> t_locks_held __attribute__((tls_model("initial-exec")));
 
 Atomic<Atomic<std::uint32_t>*> g_own_memory;
 
@@ -74,10 +71,7 @@ bool reserve_range() {
 
 }  // namespace
 
-std::uint32_t thread_id() {
-  if (__builtin_expect(t_thread_id == 0, 0)) t_thread_id = static_cast<std::uint32_t>(raw_syscall(SYS_gettid));
-  return t_thread_id;
-}
+std::uint32_t ask_thread_id() { return t_state.id = static_cast<std::uint32_t>(raw_syscall(SYS_gettid)); }
 
 void mark_own_memory() {
   if (g_own_memory.load_relaxed() != nullptr) return;  // relaxed: made or not
@@ -123,26 +117,8 @@ std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(now.tv_sec) * 1000000000u + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-std::uint32_t locks_held_here() { return t_locks_held.load_relaxed(); }  // relaxed: this thread's own
-
-bool SpinLock::try_lock() {
-  std::uint32_t expected = 0;
-  // Counted first: a handler between the two statements must not think that nothing is held.
-  t_locks_held.store_relaxed(t_locks_held.load_relaxed() + 1);
-  if (owner_.compare_exchange(expected, thread_id())) return true;
-  t_locks_held.store_relaxed(t_locks_held.load_relaxed() - 1);
-  return false;
-}
-
-void SpinLock::unlock() {
-  owner_.store_release(0);  // SYNC: spin lock
-  const std::uint32_t held = t_locks_held.load_relaxed() - 1;
-  t_locks_held.store_relaxed(held);
-  if (held == 0) run_deferred();
-}
-
-void SpinLock::lock() {
-  for (unsigned tries = 0; !try_lock(); ++tries) {
+void SpinLock::wait_and_lock() {
+  for (unsigned tries = 1; !try_lock(); ++tries) {
     if (tries < 64) {
       cpu_relax();
     } else {
@@ -171,8 +147,8 @@ void reset_counters() {
 void forked_child() {
   Process& p = g_process;
   if (auto* word = g_own_memory.load_acquire()) word->store_relaxed(1);  // relaxed: one thread here
-  t_thread_id = 0;
-  t_locks_held.store_relaxed(0);
+  t_state.id = 0;
+  t_state.locks.store_relaxed(0);
   p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));
   p.generation.fetch_add(1);
   p.id = {};

@@ -9,6 +9,7 @@
 #include "preload/real.h"
 #include "preload/reasons.h"
 #include "preload/settings.h"
+#include "preload/spin_lock.h"
 #include "shm/guard.h"
 
 namespace mpklink {
@@ -16,39 +17,6 @@ namespace mpklink {
 struct ProcessId {
   std::uint64_t word[2] = {0, 0};
   bool operator==(const ProcessId& other) const { return word[0] == other.word[0] && word[1] == other.word[1]; }
-};
-
-// This thread's number in the kernel; cached, renewed in the child of a fork.
-std::uint32_t thread_id();
-
-// How many SpinLocks this thread holds. In a signal handler: not 0 means that it interrupted the library, and that taking
-// a lock may wait for ever for the very thread it runs on. Hooks that POSIX calls async-signal-safe then put off what needs one.
-std::uint32_t locks_held_here();
-// Called by the unlock that leaves the thread without locks: does what handlers have put off.
-void run_deferred();
-
-// A short lock for process-private tables. No program code and no blocking call runs under it.
-class SpinLock {
- public:
-  void lock();
-  bool try_lock();
-  void unlock();
-  bool held_by_this_thread() const { return owner_.load_relaxed() == thread_id(); }  // relaxed: own value or not
-  void reset() { owner_.store_relaxed(0); }   // in the child of a fork
-
- private:
-  Atomic<std::uint32_t> owner_;
-};
-
-class LockGuard {
- public:
-  explicit LockGuard(SpinLock& lock) : lock_(lock) { lock_.lock(); }
-  ~LockGuard() { lock_.unlock(); }
-  LockGuard(const LockGuard&) = delete;
-  LockGuard& operator=(const LockGuard&) = delete;
-
- private:
-  SpinLock& lock_;
 };
 
 // Counters of things that cost a system call or happen once a stream; ring bytes are summed from the streams.

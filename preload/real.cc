@@ -12,12 +12,11 @@
 #include "shm/raw_syscall.h"
 
 namespace mpklink {
-namespace {
-
-enum : std::uint32_t { kUnresolved = 0, kResolving = 1, kResolved = 2 };
 
 RealCalls g_real = {};
 Atomic<std::uint32_t> g_resolved;
+
+namespace {
 
 long raw(long number, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0, long f = 0) {
   const long result = raw_syscall(number, a, b, c, d, e, f);
@@ -148,8 +147,7 @@ void resolve() {
 
 }  // namespace
 
-const RealCalls& real() {
-  if (__builtin_expect(g_resolved.load_acquire() == kResolved, 1)) return g_real;  // SYNC: originals resolved
+const RealCalls& resolve_real() {
   std::uint32_t expected = kUnresolved;
   const int saved_errno = errno;
   if (g_resolved.compare_exchange(expected, kResolving)) {

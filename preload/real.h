@@ -2,6 +2,7 @@
 // The originals of the hooked calls, as a value: the core gets it handed, so a test can make the N-th call fail.
 #pragma once
 #include "preload/libc_names.h"
+#include "shm/atomic.h"
 #include "shm/system_calls.h"
 
 namespace mpklink {
@@ -32,8 +33,15 @@ struct RealCalls {
   QuietCalls quiet;
 };
 
+enum : std::uint32_t { kUnresolved = 0, kResolving = 1, kResolved = 2 };
+extern RealCalls g_real;  // these two by their names nowhere else: on the data path, where a call would cost
+extern Atomic<std::uint32_t> g_resolved;
+const RealCalls& resolve_real();
+
 // The process's table, resolved by the first caller (hooks run before constructors), without locks or allocation of ours.
-const RealCalls& real();
+inline const RealCalls& real() {
+  return __builtin_expect(g_resolved.load_acquire() == kResolved, 1) ? g_real : resolve_real();  // SYNC: originals resolved
+}
 inline const QuietCalls& quiet() { return real().quiet; }
 // For tests: what `real()` returns from now on, writable.
 RealCalls& real_for_test();

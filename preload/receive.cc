@@ -44,24 +44,24 @@ struct Look {
 };
 
 // Takes from the ring what fits. Gate open.
-void take_from_ring(RingConsumer* consumer, const iovec* to, int n, int flags, Look* look) {
-  for (int i = 0; i < n; ++i) {
+void take_from_ring(RingConsumer* consumer, const Window& to, int flags, Look* look) {
+  for (int i = 0; i < to.count; ++i) {
+    const iovec& part = to.parts[i];
     const std::size_t there = consumer->available() - (flags & MSG_PEEK ? look->taken : 0);
-    const std::size_t want = to[i].iov_len < there ? to[i].iov_len : there;
+    const std::size_t want = part.iov_len < there ? part.iov_len : there;
     // MSG_TRUNC on TCP: the bytes are thrown away (recv(2)).
     const std::size_t got =
-        flags & MSG_TRUNC ? want : consumer->peek(flags & MSG_PEEK ? look->taken : 0, to[i].iov_base, want);
+        flags & MSG_TRUNC ? want : consumer->peek(flags & MSG_PEEK ? look->taken : 0, part.iov_base, want);
     if (!(flags & MSG_PEEK)) consumer->consume(got);
     look->taken += got;
     look->fault = got < want;
-    look->filled = got == to[i].iov_len;
+    look->filled = got == part.iov_len;
     if (!look->filled) return;
   }
 }
 
-// One gate: which path, and what the ring has. `to` is a copy that was checked against the guarded range: the program's
-// own array may change under us.
-Look look_at_ring(Stream* s, const iovec* to, int n, int flags, Wakeups* wakeups) {
+// One gate: which path, and what the ring has.
+Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   Look look;
   if (s->core == nullptr) return look;
   const Gate gate;
@@ -72,7 +72,7 @@ Look look_at_ring(Stream* s, const iovec* to, int n, int flags, Wakeups* wakeups
     RingConsumer consumer = consumer_of(s);
     look.lied = !consumer.refresh();
     if (!look.lied && consumer.available() > 0) {
-      take_from_ring(&consumer, to, n, flags, &look);
+      take_from_ring(&consumer, to, flags, &look);
       // Frozen while we copied: none of it was taken, all of it comes over TCP.
       const bool kept = flags & MSG_PEEK ? !consumer.frozen() : consumer.publish(&look.lied);
       if (!kept) {
@@ -111,20 +111,17 @@ bool count_and_follow(Stream* s, ssize_t n, int flags) {
 }
 
 ssize_t kernel_receive(const Call& c, std::size_t skip, std::size_t limit) {
-  iovec to[kPartsMax];
-  msghdr header = {};
-  header.msg_iov = to;
-  header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, skip, limit, to));
-  if (header.msg_iovlen == 0) return errno = EFAULT, -1;
+  Window to;
+  if (!c.parts->window(skip, limit, &to)) return errno = EFAULT, -1;
+  msghdr header = to.header();
   return quiet().recvmsg(c.fd, &header, (c.flags | MSG_DONTWAIT) & ~MSG_WAITALL);
 }
 
 // Bytes that are looked at and not taken: behind the `n` last ones of TCP the ring goes on. Returns how many of it were added.
 std::size_t peek_behind(const Call& c, std::size_t n) {
   Stream* s = c.s;
-  iovec to[kPartsMax];
-  const int parts = window(c.parts, c.count, n, SIZE_MAX, to);
-  if (s->core == nullptr || parts == 0 || touches_guarded(to, parts)) return 0;
+  Window to;
+  if (s->core == nullptr || n >= c.parts->total() || !c.parts->window(n, SIZE_MAX, &to)) return 0;
   const Gate gate;
   const ReceiveState& state = s->core->receive;
   if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcp) return 0;  // relaxed: under the receive lock
@@ -133,7 +130,7 @@ std::size_t peek_behind(const Call& c, std::size_t n) {
   RingConsumer consumer = consumer_of(s);
   if (!consumer.refresh() || consumer.available() == 0) return 0;
   Look look;
-  take_from_ring(&consumer, to, parts, c.flags, &look);
+  take_from_ring(&consumer, to, c.flags, &look);
   return consumer.frozen() ? 0 : look.taken;  // frozen: they come over TCP
 }
 
@@ -147,9 +144,8 @@ bool unread_by_peer(Stream* s) {
 // came over TCP since the switch is as much of it as was given back.
 Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   Stream* s = c.s;
-  iovec to[kPartsMax];
-  const int n = window(c.parts, c.count, skip, limit, to);
-  if (n == 0 || touches_guarded(to, n)) return failed(EFAULT);
+  Window to;
+  if (!c.parts->window(skip, limit, &to)) return failed(EFAULT);
   const Gate gate;
   const Direction& in = incoming(s);
   ReceiveState& state = s->core->receive;
@@ -161,11 +157,12 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   if (at == 0 || received < at - 1 || !consumer.refresh()) return moved(0);
   std::uint64_t offset = received - (at - 1);
   std::size_t taken = 0;
-  for (int i = 0; i < n && offset < consumer.available(); ++i) {
-    const std::size_t got = consumer.peek(offset, to[i].iov_base, to[i].iov_len);
+  for (int i = 0; i < to.count && offset < consumer.available(); ++i) {
+    const iovec& part = to.parts[i];
+    const std::size_t got = consumer.peek(offset, part.iov_base, part.iov_len);
     offset += got;
     taken += got;
-    if (got < to[i].iov_len) break;
+    if (got < part.iov_len) break;
   }
   if (!(c.flags & MSG_PEEK)) state.tcp_received.store_relaxed(received + taken);
   return moved(static_cast<ssize_t>(taken));
@@ -204,11 +201,10 @@ bool must_ask_kernel(Stream* s, Path path) {
 }
 
 Step look_and_wake(const Call& c, std::size_t skip, std::size_t limit, Look* look) {
-  iovec to[kPartsMax];
-  const int n = window(c.parts, c.count, skip, limit, to);
-  if (n == 0 || touches_guarded(to, n)) return failed(EFAULT);
+  Window to;
+  if (!c.parts->window(skip, limit, &to)) return failed(EFAULT);
   Wakeups wakeups;
-  *look = look_at_ring(c.s, to, n, c.flags, &wakeups);
+  *look = look_at_ring(c.s, to, c.flags, &wakeups);
   wakeups.ring();
   if (look->lied) {
     poison(c.fd, c.s);
@@ -294,11 +290,9 @@ ssize_t receive_nothing(Call* call) {
 bool receive_rest(const Call& c, std::size_t done, ssize_t* result) {
   *result = done > 0 ? static_cast<ssize_t>(done) : -1;
   if (fd_table().stream(c.fd) != c.s) return errno = EBADF, true;
-  iovec to[kPartsMax];
-  msghdr header = {};
-  header.msg_iov = to;
-  header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, done, SIZE_MAX, to));
-  if (header.msg_iovlen == 0) return errno = EFAULT, true;
+  Window to;
+  if (!c.parts->window(done, SIZE_MAX, &to)) return errno = EFAULT, true;
+  msghdr header = to.header();
   ssize_t n = 0;
   bool ours_again = false;
   Call call = c;
@@ -402,11 +396,11 @@ ssize_t receive_loop(Call* c, std::size_t total) {
 
 ssize_t receive_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
   if (flags & (MSG_OOB | MSG_ERRQUEUE)) return kNotOurs;
-  std::size_t total = 0;
-  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
-  Call call = {fd, s, parts, count, flags};
+  Parts memory;
+  if (const int error = memory.read(parts, count)) return finish_call(0, error);
+  Call call = {fd, s, &memory, flags};
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
-  const ssize_t result = total == 0 ? receive_nothing(&call) : receive_loop(&call, total);
+  const ssize_t result = memory.total() == 0 ? receive_nothing(&call) : receive_loop(&call, memory.total());
   return call.on_stand_in ? finish_on_stand_in(call, result) : result;
 }
 

@@ -94,8 +94,7 @@ std::size_t least_space(const Stream* s, std::size_t want) {
   return want <= kWholeMax && want <= s->capacity / 2 ? want : 1;
 }
 
-// `from` is a copy that was checked against the guarded range.
-Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups* wakeups) {
+Route put_in_ring(Stream* s, const Window& from, std::size_t want, Wakeups* wakeups) {
   Route route;
   if (s->core == nullptr) return route;
   const Gate gate;
@@ -110,9 +109,10 @@ Route put_in_ring(Stream* s, const iovec* from, int n, std::size_t want, Wakeups
     route.stalled = !route.lied && note_full(s, producer.head());
     return route;
   }
-  for (int i = 0; i < n && producer.space() > 0 && !route.fault; ++i) {
-    const std::size_t fits = from[i].iov_len < producer.space() ? from[i].iov_len : producer.space();
-    const std::size_t written = producer.write(from[i].iov_base, fits);
+  for (int i = 0; i < from.count && producer.space() > 0 && !route.fault; ++i) {
+    const iovec& part = from.parts[i];
+    const std::size_t fits = part.iov_len < producer.space() ? part.iov_len : producer.space();
+    const std::size_t written = producer.write(part.iov_base, fits);
     route.taken += written;
     route.fault = written < fits;
   }
@@ -135,11 +135,9 @@ void count_tcp_sent(Stream* s, ssize_t n) {
 }
 
 Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
-  iovec from[kPartsMax];
-  msghdr header = {};
-  header.msg_iov = from;
-  header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, skip, limit, from));
-  if (header.msg_iovlen == 0) return failed(EFAULT);
+  Window from;
+  if (!c.parts->window(skip, limit, &from)) return failed(EFAULT);
+  const msghdr header = from.header();
   int flags = c.flags | MSG_DONTWAIT;
   if (limit != SIZE_MAX) flags &= ~MSG_MORE;  // these bytes are the peer's wake-up: they must not wait for more
   // Bytes have gone already: the call succeeds with those, so no SIGPIPE now.
@@ -151,12 +149,12 @@ Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
 }
 
 // Puts the window into the ring once everybody who waits there can be woken.
-Route put_and_wake(const Call& c, const iovec* from, int parts, std::size_t want) {
+Route put_and_wake(const Call& c, const Window& from, std::size_t want) {
   Wakeups wakeups;
-  Route route = put_in_ring(c.s, from, parts, want, &wakeups);
+  Route route = put_in_ring(c.s, from, want, &wakeups);
   for (int i = 0; route.bells_missing; ++i) {  // again: another waiter may have come in between
     if (!fetch_bells(c.s) || i == kWaitersRaceMax) c.s->bells_lost.store_relaxed(1);  // relaxed: under the send lock
-    route = put_in_ring(c.s, from, parts, want, &wakeups);
+    route = put_in_ring(c.s, from, want, &wakeups);
   }
   wakeups.ring();
   return route;
@@ -173,10 +171,9 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
   // The connection is over for the kernel (reset, or both ends finished): it says so, whatever room the ring has.
   if (s->sticky.load_relaxed() & (kStickyErr | kStickyHup)) s->send_over_tcp.store_relaxed(1);  // relaxed: own or earlier news
   look_for_orphan(c.fd, s, false);
-  iovec from[kPartsMax];
-  const int parts = window(c.parts, c.count, skip, want, from);
-  if (parts == 0 || touches_guarded(from, parts)) return failed(EFAULT);
-  const Route route = put_and_wake(c, from, parts, want);
+  Window from;
+  if (!c.parts->window(skip, want, &from)) return failed(EFAULT);
+  const Route route = put_and_wake(c, from, want);
   if (route.lied) {
     poison(c.fd, s);
     return failed(ECONNRESET);
@@ -207,11 +204,9 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
 bool send_rest(const Call& c, std::size_t* done) {
   for (;;) {
     if (fd_table().stream(c.fd) != c.s) return errno = EBADF, true;
-    iovec from[kPartsMax];
-    msghdr header = {};
-    header.msg_iov = from;
-    header.msg_iovlen = static_cast<std::size_t>(window(c.parts, c.count, *done, SIZE_MAX, from));
-    if (header.msg_iovlen == 0) return errno = EFAULT, true;
+    Window from;
+    if (!c.parts->window(*done, SIZE_MAX, &from)) return errno = EFAULT, true;
+    const msghdr header = from.header();
     ssize_t n = 0;
     const int flags = *done > 0 ? c.flags | MSG_NOSIGNAL : c.flags;
     const auto send = [&] { return real().sendmsg(c.fd, &header, flags); };
@@ -295,15 +290,18 @@ ssize_t send_loop(Call* c, std::size_t total) {
 }
 
 // A small message in more parts than one step takes: in one piece, too. Not inlined: the stack is the program's.
-__attribute__((noinline)) ssize_t send_gathered(int fd, Stream* s, const iovec* parts, int count, int flags) {
+__attribute__((noinline)) ssize_t send_gathered(int fd, Stream* s, const Parts& parts, int flags) {
   char whole[kWholeMax];
   std::size_t n = 0;
-  for (int i = 0; i < count; ++i) {
-    iovec part;
-    if (user_copy(&part, &parts[i], sizeof part) != 0 || part.iov_len > sizeof whole - n || touches_guarded(&part, 1)) break;
-    const std::size_t missing = user_copy(whole + n, part.iov_base, part.iov_len);
-    n += part.iov_len - missing;
-    if (missing != 0) break;  // bad memory: what is in front of it goes
+  bool bad = false;
+  Window window;
+  while (!bad && n < parts.total() && parts.window(n, sizeof whole - n, &window)) {
+    for (int i = 0; i < window.count && !bad; ++i) {
+      const iovec& part = window.parts[i];
+      const std::size_t missing = user_copy(whole + n, part.iov_base, part.iov_len);
+      n += part.iov_len - missing;
+      bad = missing != 0;  // what is in front of it goes
+    }
   }
   if (n == 0) return finish_call(0, EFAULT);
   const iovec one = {whole, n};
@@ -313,14 +311,15 @@ __attribute__((noinline)) ssize_t send_gathered(int fd, Stream* s, const iovec* 
 }  // namespace
 
 ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
-  if (flags & MSG_OOB) return send_urgent({fd, s, parts, count, flags});
   flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
-  std::size_t total = 0;
-  if (const int error = check_parts(parts, count, &total)) return finish_call(0, error);
+  Parts memory;
+  if (const int error = memory.read(parts, count)) return finish_call(0, error);
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  if (flags & MSG_OOB) return send_urgent({fd, s, &memory, flags});
+  const std::size_t total = memory.total();
   if (total == 0) return quiet().send(fd, "", 0, flags | MSG_DONTWAIT);  // says EPIPE where the kernel would
-  if (count > kPartsMax && total <= kWholeMax) return send_gathered(fd, s, parts, count, flags);
-  Call call = {fd, s, parts, count, flags};
+  if (count > kPartsMax && total <= kWholeMax) return send_gathered(fd, s, memory, flags);
+  Call call = {fd, s, &memory, flags};
   const ssize_t result = send_loop(&call, total);
   return call.on_stand_in ? finish_on_stand_in(call, result) : result;
 }

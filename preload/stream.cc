@@ -201,8 +201,6 @@ void finish(Stream* s) {
   } while ((s->after_pins.fetch_and(~std::uint32_t{kFinishing}) & ~std::uint32_t{kFinishing}) != 0 && s->pins.load_acquire() == 0);
 }
 
-__thread Stream* t_deferred __attribute__((tls_model("initial-exec")));
-
 }  // namespace
 
 std::uint64_t not_received(Stream* s) {
@@ -221,8 +219,6 @@ bool alone(Stream* s) {
   const Gate gate;
   return s->core->holders.load_acquire() <= 1;  // SYNC: holders
 }
-
-bool ours(const Stream* s) { return s->owner_generation == process().generation.load_relaxed(); }  // relaxed: changes by fork only
 
 Stream* make_stream(State state) {
   notice_fork();
@@ -297,18 +293,6 @@ std::uint64_t low_water(const Stream* s) {
   return asked <= 1 ? 1 : asked < most ? asked : most;
 }
 
-RingProducer producer_of(Stream* s) {
-  Direction& out = outgoing(s);
-  auto* base = reinterpret_cast<unsigned char*>(s->channel);
-  return {&out.producer, &out.consumer, &s->core->producer, base + ring_offset(s->capacity, s->side), s->capacity};
-}
-
-RingConsumer consumer_of(Stream* s) {
-  Direction& in = incoming(s);
-  const auto* base = reinterpret_cast<const unsigned char*>(s->channel);
-  return {&in.consumer, &in.producer, &s->core->consumer, base + ring_offset(s->capacity, 1 - s->side), s->capacity};
-}
-
 bool hold(int fd, Stream* s) {
   s->pins.fetch_add(1);  // SYNC: pins, before the look at table and state
   if (fd_table().stream(fd) == s) return true;
@@ -341,13 +325,13 @@ void release_stream(Stream* s, std::uint32_t what) {
 
 void defer(Stream* s, Deferred what) {
   if (s->deferred.fetch_or(what) != 0) return;  // on the list already
-  s->next_deferred = t_deferred;
-  t_deferred = s;
+  s->next_deferred = t_state.deferred;
+  t_state.deferred = s;
 }
 
 void run_deferred() {
-  while (Stream* s = t_deferred) {
-    t_deferred = s->next_deferred;
+  while (Stream* s = t_state.deferred) {
+    t_state.deferred = s->next_deferred;
     const std::uint32_t what = s->deferred.exchange(0);
     if (what & kDeferredRefresh) refresh_members(s);
     if (what & kDeferredAnswer) {

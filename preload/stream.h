@@ -125,7 +125,7 @@ std::uint64_t not_received(Stream* s);
 // Whether no other process has it (any more). Gate closed, the channel kept.
 bool alone(Stream* s);
 // Whether this process upgraded it. A forked child that uses what it inherited keeps off the board, whose words are its parent's.
-bool ours(const Stream* s);
+inline bool ours(const Stream* s) { return s->owner_generation == process().generation.load_relaxed(); }  // relaxed: changes by fork only
 
 Stream* make_stream(State state);  // null: limit reached or no memory
 void enter_stream(int fd, Stream* stream);  // names it by fd; drops it when the table is full
@@ -145,10 +145,19 @@ void drop_number(int fd, Stream* s);  // the same, of a stream's number that is 
 bool note_full(Stream* s, std::uint64_t head);
 // How many bytes make the ring readable: SO_RCVLOWAT, but never more than fit.
 std::uint64_t low_water(const Stream* s);
-RingProducer producer_of(Stream* s);
-RingConsumer consumer_of(Stream* s);
 inline Direction& outgoing(Stream* s) { return s->channel->direction[s->side]; }
 inline Direction& incoming(Stream* s) { return s->channel->direction[1 - s->side]; }
+inline unsigned char* ring_of(Stream* s, std::uint32_t side) {
+  return reinterpret_cast<unsigned char*>(s->channel) + ring_offset(s->capacity, side);
+}
+inline RingProducer producer_of(Stream* s) {
+  Direction& out = outgoing(s);
+  return {&out.producer, &out.consumer, &s->core->producer, ring_of(s, s->side), s->capacity};
+}
+inline RingConsumer consumer_of(Stream* s) {
+  Direction& in = incoming(s);
+  return {&in.consumer, &in.producer, &s->core->consumer, ring_of(s, 1 - s->side), s->capacity};
+}
 
 // Keeps the channel mapped and the slot this stream's while a thread uses them outside of the locks (spinning, asleep,
 // poll). Whoever closes meanwhile does not wait: the last one to let go cleans up. False: `fd` names no stream with a channel.

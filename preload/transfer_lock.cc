@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <sys/syscall.h>
 
-#include "preload/fd_table.h"
 #include "shm/raw_syscall.h"
 
 namespace mpklink {
@@ -32,31 +31,16 @@ void lock_between_processes(Atomic<std::uint32_t>* owner) {
 
 }  // namespace
 
-TransferLock::TransferLock(int fd, Stream* s, Side side, When when) {
-  SpinLock* lock = side == kSend ? &s->send_lock : &s->receive_lock;
-  if (lock->held_by_this_thread()) {
-    reentered_ = true;
-    process().counters.reentered.fetch_add(1);
-    return;
-  }
-  lock->lock();
-  if ((when == kInUse && fd_table().stream(fd) != s) || !managed(state_of(s))) {
-    lock->unlock();
-    return;
-  }
-  lock_ = lock;
-  if (!s->forked.load_relaxed() || s->core == nullptr) return;  // relaxed: set with both locks held
-  shared_owner_ = side == kSend ? &s->core->send_owner : &s->core->receive_owner;
-  lock_between_processes(shared_owner_);
+void TransferLock::count_reentry() { process().counters.reentered.fetch_add(1); }
+
+void TransferLock::lock_processes(Atomic<std::uint32_t>* owner) {
+  shared_owner_ = owner;
+  lock_between_processes(owner);
 }
 
-TransferLock::~TransferLock() {
-  if (lock_ == nullptr) return;
-  if (shared_owner_ != nullptr) {
-    const Gate gate;
-    shared_owner_->store_release(0);  // SYNC: process lock
-  }
-  lock_->unlock();
+void TransferLock::unlock_processes() {
+  const Gate gate;
+  shared_owner_->store_release(0);  // SYNC: process lock
 }
 
 }  // namespace mpklink

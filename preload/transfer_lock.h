@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 
+#include "preload/fd_table.h"
 #include "preload/stream.h"
 
 namespace mpklink {
@@ -12,8 +13,27 @@ class TransferLock {
  public:
   enum Side { kSend, kReceive };
   enum When { kInUse, kEnding };  // kEnding: the table has forgotten the stream, or may
-  TransferLock(int fd, Stream* s, Side side, When when = kInUse);
-  ~TransferLock();
+  TransferLock(int fd, Stream* s, Side side, When when = kInUse) {
+    SpinLock* const lock = side == kSend ? &s->send_lock : &s->receive_lock;
+    if (__builtin_expect(lock->held_by_this_thread(), 0)) {
+      reentered_ = true;
+      count_reentry();
+      return;
+    }
+    lock->lock();
+    if (__builtin_expect((when == kInUse && fd_table().stream(fd) != s) || !managed(state_of(s)), 0)) {
+      lock->unlock();
+      return;
+    }
+    lock_ = lock;
+    if (__builtin_expect(!s->forked.load_relaxed() || s->core == nullptr, 1)) return;  // relaxed: set with both locks held
+    lock_processes(side == kSend ? &s->core->send_owner : &s->core->receive_owner);
+  }
+  ~TransferLock() {
+    if (lock_ == nullptr) return;
+    if (__builtin_expect(shared_owner_ != nullptr, 0)) unlock_processes();
+    lock_->unlock();
+  }
   TransferLock(const TransferLock&) = delete;
   TransferLock& operator=(const TransferLock&) = delete;
 
@@ -21,6 +41,10 @@ class TransferLock {
   bool reentered() const { return reentered_; }     // a signal handler came into the middle of an operation of its thread
 
  private:
+  static void count_reentry();
+  void lock_processes(Atomic<std::uint32_t>* owner);
+  void unlock_processes();
+
   SpinLock* lock_ = nullptr;
   Atomic<std::uint32_t>* shared_owner_ = nullptr;
   bool reentered_ = false;

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdint.h>
 
@@ -15,7 +14,6 @@
 #include "preload/pair.h"
 #include "preload/sleepers.h"
 #include "preload/wait.h"
-#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
@@ -39,31 +37,45 @@ bool restart_after_signal() {
   return any;
 }
 
-constexpr std::uintptr_t kAddressMax = (std::uintptr_t{1} << 47) - kPage;  // TASK_SIZE_MAX
-constexpr std::size_t kCountMax = 0x7ffff000;  // MAX_RW_COUNT: what one call moves at most (include/linux/fs.h)
-
-// The program's array may be bad memory too, or change under us: each entry is read once where it is used.
-bool read_part(const iovec* from, iovec* part) { return user_copy(part, from, sizeof *part) == 0; }
-
 }  // namespace
 
-int window(const iovec* parts, int count, std::size_t skip, std::size_t limit, iovec (&out)[kPartsMax]) {
+int Parts::read_all(const iovec* parts, int count) {
+  const bool fits = count <= kPartsMax;
+  parts_ = fits ? own_ : parts;
+  count_ = count;
+  std::size_t total = 0;
+  for (int i = 0; i < count; ++i) {
+    iovec one;
+    iovec* const part = fits ? &own_[i] : &one;
+    if (const int error = read_part(&parts[i], part)) return error;
+    total = part->iov_len < kCountMax - total ? total + part->iov_len : kCountMax;
+  }
+  total_ = total;
+  return 0;
+}
+
+bool Parts::cut(std::size_t skip, std::size_t limit, Window* window) const {
   int n = 0;
-  for (int i = 0; i < count && n < kPartsMax && limit > 0; ++i) {
+  for (int i = 0; i < count_ && n < kPartsMax && limit > 0; ++i) {
     iovec part;
-    if (!read_part(&parts[i], &part)) break;
+    if (parts_ == own_) {
+      part = own_[i];
+    } else if (read_part(&parts_[i], &part) != 0) {
+      break;
+    }
     if (skip >= part.iov_len) {
       skip -= part.iov_len;
       continue;
     }
-    out[n].iov_base = static_cast<char*>(part.iov_base) + skip;
-    out[n].iov_len = part.iov_len - skip;
-    if (out[n].iov_len > limit) out[n].iov_len = limit;
-    limit -= out[n].iov_len;
+    iovec& out = window->copy[n++];
+    out.iov_base = static_cast<char*>(part.iov_base) + skip;
+    out.iov_len = part.iov_len - skip < limit ? part.iov_len - skip : limit;
+    limit -= out.iov_len;
     skip = 0;
-    ++n;
   }
-  return n;
+  window->parts = window->copy;
+  window->count = n;
+  return n > 0 && !touches_guarded(*window);
 }
 
 void poison(int fd, Stream* s) {
@@ -148,28 +160,11 @@ ssize_t lost_stream(int fd, const Stream* s, std::size_t done, bool waited) {
   return -1;
 }
 
-// As import_iovec in lib/iov_iter.c: a negative length is EINVAL, a sum that is too large is cut.
 int check_parts(const iovec* parts, int count, std::size_t* total) {
-  const GuardedRange& range = process().guard.range();
-  *total = 0;
-  for (int i = 0; i < count; ++i) {
-    iovec part;
-    if (!read_part(&parts[i], &part)) return EFAULT;
-    if (part.iov_len > static_cast<std::size_t>(SSIZE_MAX)) return EINVAL;
-    const auto at = reinterpret_cast<std::uintptr_t>(part.iov_base);
-    if (part.iov_len > kAddressMax || at > kAddressMax - part.iov_len) return EFAULT;  // access_ok
-    if (range.touches(part.iov_base, part.iov_len)) return EFAULT;
-    *total = part.iov_len < kCountMax - *total ? *total + part.iov_len : kCountMax;
-  }
-  return 0;
-}
-
-bool touches_guarded(const iovec* parts, int count) {
-  const GuardedRange& range = process().guard.range();
-  for (int i = 0; i < count; ++i) {
-    if (range.touches(parts[i].iov_base, parts[i].iov_len)) return true;
-  }
-  return false;
+  Parts read;
+  const int error = read.read(parts, count);
+  *total = error == 0 ? read.total() : 0;
+  return error;
 }
 
 }  // namespace mpklink

@@ -1,11 +1,81 @@
 // SPDX-License-Identifier: MIT
 // Between receive.cc and send.cc: one attempt at moving bytes, and what the loops around it share.
 #pragma once
+#include <errno.h>
+#include <limits.h>
+#include <sys/socket.h>
+
 #include "preload/transfer.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 
 constexpr int kPartsMax = 16;  // iovec entries handled in one step; the outer loop goes on with the rest
+
+// Some of a call's memory: copies of the program's iovec entries, none of which reaches into the guarded range.
+struct Window {
+  const iovec* parts;
+  int count;
+  iovec copy[kPartsMax];
+
+  msghdr header() const {
+    msghdr h = {};
+    h.msg_iov = const_cast<iovec*>(parts);  // sendmsg(2) and recvmsg(2) only read it
+    h.msg_iovlen = static_cast<std::size_t>(count);
+    return h;
+  }
+};
+
+// The memory that a call of the program names. Its array is read once, as the kernel does (import_iovec, lib/iov_iter.c), unless it has
+// more than kPartsMax entries: then each is read again where it is used.
+class Parts {
+ public:
+  // 0, or the errno with which the kernel refuses such an array: EINVAL, EFAULT.
+  int read(const iovec* parts, int count) {
+    if (__builtin_expect(count != 1, 0)) return read_all(parts, count);
+    parts_ = own_;
+    count_ = 1;
+    const int error = read_part(parts, own_);
+    total_ = own_[0].iov_len < kCountMax ? own_[0].iov_len : kCountMax;
+    return error;
+  }
+  std::size_t total() const { return total_; }  // what the call may move
+  int count() const { return count_; }
+
+  // What lies behind `skip` bytes, at most `limit` bytes and kPartsMax entries. False: bad or guarded memory.
+  bool window(std::size_t skip, std::size_t limit, Window* window) const {
+    if (skip != 0 || limit < total_ || total_ == kCountMax || parts_ != own_) return cut(skip, limit, window);
+    window->parts = own_;
+    window->count = count_;
+    return !touches_guarded(*window);  // the range may be younger than the call
+  }
+
+ private:
+  static constexpr std::size_t kCountMax = 0x7ffff000;  // MAX_RW_COUNT: what one call moves at most (include/linux/fs.h)
+  static constexpr std::uintptr_t kAddressMax = (std::uintptr_t{1} << 47) - kPage;  // TASK_SIZE_MAX
+  // An entry of the program's array, which may be bad memory too. 0 or an errno, as __import_iovec (lib/iov_iter.c).
+  static int read_part(const iovec* from, iovec* part) {
+    if (user_copy(part, from, sizeof *part) != 0) return EFAULT;
+    if (part->iov_len > static_cast<std::size_t>(SSIZE_MAX)) return EINVAL;
+    const auto at = reinterpret_cast<std::uintptr_t>(part->iov_base);
+    const bool bad = part->iov_len > kAddressMax || at > kAddressMax - part->iov_len ||  // access_ok
+                     process().guard.range().touches(part->iov_base, part->iov_len);
+    return bad ? EFAULT : 0;
+  }
+  int read_all(const iovec* parts, int count);
+  bool cut(std::size_t skip, std::size_t limit, Window* window) const;
+  static bool touches_guarded(const Window& window) {
+    const GuardedRange& range = process().guard.range();
+    bool touches = false;
+    for (int i = 0; i < window.count; ++i) touches |= range.touches(window.parts[i].iov_base, window.parts[i].iov_len);
+    return touches;
+  }
+
+  const iovec* parts_;
+  int count_;
+  std::size_t total_;
+  iovec own_[kPartsMax];
+};
 
 // One attempt: bytes moved, 0 for the end of input, or -1 with errno (EAGAIN: would block).
 struct Step {
@@ -24,17 +94,10 @@ inline Step failed(int error) { return {-1, error}; }
 struct Call {
   int fd;
   Stream* s;
-  const iovec* parts;
-  int count;
+  const Parts* parts;
   int flags;
   bool on_stand_in = false;  // the program closed its number meanwhile; `fd` is the stream's stand-in (sleepers.h)
 };
-
-// Copies of the first entries of `parts` behind `skip` bytes, at most `limit` bytes. Returns their number; 0: bad memory.
-int window(const iovec* parts, int count, std::size_t skip, std::size_t limit, iovec (&out)[kPartsMax]);
-
-// Whether `parts`, copies of the program's, reach into the guarded range.
-bool touches_guarded(const iovec* parts, int count);
 
 // A lie in shared memory: the stream is over for both sides, the process lives.
 void poison(int fd, Stream* s);
