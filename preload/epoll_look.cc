@@ -111,9 +111,9 @@ Readiness look_at(EpollSet* set, EpollMember* m) {
 
 // A registration outlives its number while a duplicate keeps the stream open.
 int number_of(const EpollMember* m) {
-  if (fd_table().stream(m->fd) == m->stream) return m->fd;
+  if (fd_table().names(m->fd, m->stream)) return m->fd;
   for (int fd = 0; fd <= fd_table().highest(); ++fd) {
-    if (fd_table().stream(fd) == m->stream) return fd;
+    if (fd_table().names(fd, m->stream)) return fd;
   }
   return -1;
 }

@@ -8,8 +8,8 @@
 namespace mpklink {
 namespace {
 
-constexpr std::uint32_t kMemberChunk = 1024;
-constexpr std::uint32_t kMemberChunks = 127;
+constexpr std::size_t kMemberChunk = 1024;
+constexpr std::size_t kMemberChunks = 127;
 static_assert(kMemberChunk * kMemberChunks < kUnderTag);
 
 SpinLock g_members_lock;

@@ -115,7 +115,7 @@ void move_under(EpollSet* set) {
     EpollMember* m = member_at(i);
     if (m->set != set || !m->managed || plain_link(m)) continue;
     // A number that names something else by now: the registration stays, and may show outside once too often.
-    const bool named = m->inner != nullptr ? fd_table().epoll(m->fd) == m->inner : fd_table().stream(m->fd) == m->stream;
+    const bool named = m->inner != nullptr ? fd_table().epoll(m->fd) == m->inner : fd_table().names(m->fd, m->stream);
     epoll_event event = managed_registration(m);
     if (!named || real().epoll_ctl(set->epfd, EPOLL_CTL_DEL, m->fd, nullptr) != 0) continue;
     if (real().epoll_ctl(under, EPOLL_CTL_ADD, m->fd, &event) == 0) continue;

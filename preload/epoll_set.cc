@@ -225,7 +225,7 @@ bool members_of(Stream* s, EpollMember* (&out)[kMembersOfStreamMax], unsigned* c
 
 bool manage_member(EpollSet* set, Stream* s, EpollMember* m) {
   // The number must still name this stream: a registration outlives its descriptor when there is a dup.
-  if (fd_table().stream(m->fd) != s || fd_table().epoll(set->epfd) != set) return false;
+  if (!fd_table().names(m->fd, s) || fd_table().epoll(set->epfd) != set) return false;
   if (!listen_to(set, s)) return false;
   if (take_registration(set, m) != 0) {
     stop_listening(set, s);
@@ -419,7 +419,7 @@ int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
     }
   }
   const LockGuard stream_guard(s->receive_lock);  // an upgrade step of another thread is over, or has not begun
-  if (fd_table().stream(fd) != s) return kUnhandled;
+  if (!fd_table().names(fd, s)) return kUnhandled;
   const LockGuard guard(set->lock);
   return control(set, op, fd, s, event);
 }

@@ -16,6 +16,7 @@ class FdTable {
   static constexpr int kMaxFd = 1 << 20;
 
   Stream* stream(int fd) const { return reinterpret_cast<Stream*>(entry(fd, kStream)); }
+  bool names(int fd, const Stream* s) const { return s != nullptr && stream(fd) == s; }
   EpollSet* epoll(int fd) const { return reinterpret_cast<EpollSet*>(entry(fd, kEpoll)); }
   bool hidden(int fd) const { return (word(fd) & kHidden) != 0; }
   bool empty(int fd) const { return word(fd) == 0; }

@@ -243,7 +243,7 @@ int PollCall::merge() {
   for (nfds_t i = 0; i < n_; ++i) {
     if (entries_[i].pinned) {
       const std::uint32_t told = bits(kernel_[i].revents);
-      if (fd_table().stream(fds_[i].fd) == entries_[i].stream) note_kernel_events(entries_[i].stream, told & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+      if (fd_table().names(fds_[i].fd, entries_[i].stream)) note_kernel_events(entries_[i].stream, told & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR));
       // A connection that is over is readable and writable; we may not have asked for either.
       const std::uint32_t over = told & (EPOLLHUP | EPOLLERR) ? EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM : 0;
       fds_[i].revents = static_cast<short>(bits(fds_[i].revents) | (bits(fds_[i].events) & over));

@@ -103,7 +103,7 @@ std::uint32_t kernel_readiness(Stream* s, int fd, std::uint32_t ask) {
   if (revents & EPOLLIN) revents |= EPOLLRDNORM;  // TCP knows no difference
   if (revents & EPOLLOUT) revents |= EPOLLWRNORM;
   // Closed meanwhile: the number may be another file's, and its news.
-  if (fd_table().stream(fd) == s) note_kernel_events(s, revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+  if (fd_table().names(fd, s)) note_kernel_events(s, revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
   return revents;
 }
 

@@ -289,7 +289,7 @@ ssize_t receive_nothing(Call* call) {
 // block there, or the next upgrade would not know that somebody sleeps on the socket alone. False: it has been upgraded already.
 bool receive_rest(const Call& c, std::size_t done, ssize_t* result) {
   *result = done > 0 ? static_cast<ssize_t>(done) : -1;
-  if (fd_table().stream(c.fd) != c.s) return errno = EBADF, true;
+  if (!fd_table().names(c.fd, c.s)) return errno = EBADF, true;
   Window to;
   if (!c.parts->window(done, SIZE_MAX, &to)) return errno = EFAULT, true;
   msghdr header = to.header();

@@ -110,7 +110,7 @@ void before_rearm(int fd, Stream* s, const EpollMember* member) {
   if (locks_held_here() != 0 || in_foreign_child() || !s->step_lock.try_lock()) return;
   const ErrnoSaver keep;
   s->rearming = member;
-  if (fd_table().stream(fd) == s && (s->rendezvous_step == kOffer || s->rendezvous_step == kTake)) take_step(fd, s);
+  if (fd_table().names(fd, s) && (s->rendezvous_step == kOffer || s->rendezvous_step == kTake)) take_step(fd, s);
   s->rearming = nullptr;
   s->step_lock.unlock();
 }
@@ -125,7 +125,7 @@ void after_operation(int fd, Stream* s) {
   const ErrnoSaver keep;
   if (locks_held_here() != 0 || in_foreign_child()) return;  // in a handler that interrupted us: later
   if (!s->step_lock.try_lock()) return;
-  if (fd_table().stream(fd) == s) take_step(fd, s);
+  if (fd_table().names(fd, s)) take_step(fd, s);
   s->step_lock.unlock();
 }
 

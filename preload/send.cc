@@ -203,7 +203,7 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
 // any call that may block there. False: the stream has been upgraded already.
 bool send_rest(const Call& c, std::size_t* done) {
   for (;;) {
-    if (fd_table().stream(c.fd) != c.s) return errno = EBADF, true;
+    if (!fd_table().names(c.fd, c.s)) return errno = EBADF, true;
     Window from;
     if (!c.parts->window(*done, SIZE_MAX, &from)) return errno = EFAULT, true;
     const msghdr header = from.header();

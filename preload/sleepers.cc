@@ -20,7 +20,7 @@ int take_stand_in(Stream* s) {
 
 bool enter_sleep(int fd, Stream* s) {
   s->sleepers.fetch_add(1);  // SYNC: asleep, before the look at the table
-  if (fd_table().stream(fd) == s) return true;
+  if (fd_table().names(fd, s)) return true;
   leave_sleep(s);
   return false;
 }

@@ -237,9 +237,9 @@ Stream* make_stream(State state) {
 
 int fd_of(Stream* s) {
   const int last = static_cast<int>(s->last_fd.load_relaxed());  // relaxed: checked against the table
-  if (fd_table().stream(last) == s) return last;
+  if (fd_table().names(last, s)) return last;
   for (int fd = 0; fd <= fd_table().highest(); ++fd) {
-    if (fd_table().stream(fd) == s) return fd;
+    if (fd_table().names(fd, s)) return fd;
   }
   return -1;
 }
@@ -295,7 +295,7 @@ std::uint64_t low_water(const Stream* s) {
 
 bool hold(int fd, Stream* s) {
   s->pins.fetch_add(1);  // SYNC: pins, before the look at table and state
-  if (fd_table().stream(fd) == s) return true;
+  if (fd_table().names(fd, s)) return true;
   unpin(s);
   return false;
 }

@@ -21,7 +21,7 @@ class TransferLock {
       return;
     }
     lock->lock();
-    if (__builtin_expect((when == kInUse && fd_table().stream(fd) != s) || !managed(state_of(s)), 0)) {
+    if (__builtin_expect((when == kInUse && !fd_table().names(fd, s)) || !managed(state_of(s)), 0)) {
       lock->unlock();
       return;
     }

@@ -155,7 +155,7 @@ void keep_for_next_call(Stream* s, int error) {
 
 ssize_t lost_stream(int fd, const Stream* s, std::size_t done, bool waited) {
   if (done > 0) return static_cast<ssize_t>(done);
-  if (!waited || fd_table().stream(fd) == s) return kNotOurs;
+  if (!waited || fd_table().names(fd, s)) return kNotOurs;
   errno = EBADF;
   return -1;
 }

@@ -186,7 +186,7 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   pthread_cleanup_pop(0);
   if (n > 0) {
     const auto news = static_cast<std::uint32_t>(static_cast<unsigned short>(p[0].revents));
-    if (fd_table().stream(fd) == s) note_kernel_events(s, news);  // closed meanwhile: the number may be another file's
+    if (fd_table().names(fd, s)) note_kernel_events(s, news);  // closed meanwhile: the number may be another file's
     if (p[1].revents != 0) poller->drain();
   }
   return n;
@@ -241,7 +241,7 @@ Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t de
     const ErrnoSaver keep;
     poller.stop(s);
     learn(s, start);
-    const int other = sleeps && fd_table().stream(fd) != s ? stand_in(s) : -1;
+    const int other = sleeps && !fd_table().names(fd, s) ? stand_in(s) : -1;
     if (other >= 0) {
       *number = other;
     } else if (sleeps) {
