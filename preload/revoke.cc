@@ -141,6 +141,14 @@ void wait_until_returned(int fd, Stream* s) {
   unpin(s);
 }
 
+// What arrives from now on may be taken without our counting it.
+bool takes_bytes_past_us(Reason reason) {
+  switch (reason) {
+    case Reason::kPassed: case Reason::kExec: case Reason::kStdio: case Reason::kAio: case Reason::kSplice: case Reason::kIoUring: return true;
+    default: return false;
+  }
+}
+
 // No upgrade step is under way afterwards, and none follows. False: the stream is not upgraded.
 bool settle_upgrade(Stream* s, Reason reason) {
   const LockGuard step(s->step_lock);
@@ -181,7 +189,7 @@ void note_revoked(Stream* s) {
 void revoke(int fd, Stream* s, Reason reason) {
   const ErrnoSaver keep;
   s->stay_plain.store_release(1);
-  if (reason == Reason::kPassed || reason == Reason::kExec) s->handed_on.store_release(1);
+  if (takes_bytes_past_us(reason)) s->handed_on.store_release(1);
   make_plain(s, reason);
   if (!managed(state_of(s)) || locks_held_here() != 0) return;  // in a handler that interrupted us: nothing can be done
   if (!settle_upgrade(s, reason)) return;

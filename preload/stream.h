@@ -74,7 +74,7 @@ struct Stream {
   Hint<std::uint32_t> refusals;         // sends that found too little room for them: more of it is an edge
   Atomic<std::uint64_t> full_head, full_since_ns;  // the ring was found full with its head there, since then
   Atomic<std::uint32_t> stalled;        // … for so long that the stream goes back to TCP, whose buffers hold more
-  Atomic<std::uint32_t> handed_on;      // another process may have it, one that we do not know
+  Atomic<std::uint32_t> handed_on;      // others take its bytes out of the kernel past us: stdio, splice, another process
   Atomic<std::uint32_t> answered;       // what the peer's look_back asked for was done
   Atomic<std::uint32_t> revoke_noted;   // counted
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told

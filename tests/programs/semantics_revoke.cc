@@ -172,6 +172,27 @@ void splice_client(int fd, const Sync& sync) {
   finish(fd, sync);
 }
 
+// What splice() takes is not counted: were the channel still there at the close, because the peer was late to give back, the bytes
+// counted as unread and the close was a reset.
+void splice_late_server(int fd, const Sync& sync) {
+  sync.wait();
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  CHECK_EQ(splice(fd, nullptr, ends[1], nullptr, 3000, 0), 3000);  // in one call: the next one would let the channel go
+  close(ends[1]);
+  recv_from_pipe(ends[0], 3000);
+  close(ends[0]);
+  close(fd);
+}
+
+void splice_late_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 3000);
+  sync.post();
+  sleep_ms(400);  // longer than a revoke waits for us
+  expect_eof(fd);
+  close(fd);
+}
+
 void urgent_server(int fd, const Sync& sync) {
   recv_pattern(fd, kUp, 0, 100);
   sync.wait();
@@ -338,6 +359,7 @@ void waitall_client(int fd, const Sync& sync) {
 const Case kCases[] = {
     {"exec", exec_server, exec_client},     {"pass", echo_server, pass_client},
     {"stdio", echo_server, stdio_client},   {"splice", echo_server, splice_client},
+    {"splice_late", splice_late_server, splice_late_client},
     {"urgent", urgent_server, urgent_client}, {"full", full_server, full_client},
     {"wrong_shutdown", wrong_shutdown_server, wrong_shutdown_client},
     {"half_closed", handed_late_server, half_closed_client},
