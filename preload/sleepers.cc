@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "preload/sleepers.h"
 
+#include <initializer_list>
+
 #include "preload/fd_table.h"
 #include "preload/pollers.h"
 
@@ -42,6 +44,19 @@ void keep_for_sleepers(int fd, Stream* s) {
   s->stand_in.store_release(static_cast<std::uint32_t>(copy) + 1);  // SYNC: stand-in
 }
 
+namespace {
+
+// Whoever took one of the stream's locks while the number named it, and uses it in the kernel, has finished: after this the number may be
+// closed, and be another file's. A handler that interrupted us cannot wait for what its own thread may hold up.
+void await_steps(Stream* s) {
+  if (locks_held_here() != 0) return;
+  for (SpinLock* lock : {&s->step_lock, &s->send_lock, &s->receive_lock}) {
+    const LockGuard guard(*lock);
+  }
+}
+
+}  // namespace
+
 void forget_open_fd(int fd) {
   Stream* s = fd_table().stream(fd);
   if (s == nullptr || fd_table().hidden(fd)) {
@@ -51,6 +66,7 @@ void forget_open_fd(int fd) {
   keep_for_sleepers(fd, s);
   if (!fd_table().take(fd, s)) return;
   keep_for_sleepers(fd, s);
+  await_steps(s);
   drop_number(fd, s);
 }
 
@@ -71,7 +87,10 @@ void drop_stand_in(Stream* s) {
   const int fd = take_stand_in(s);
   if (fd < 0) return;
   const ErrnoSaver keep;
-  forget_fd(fd);
+  if (fd_table().take(fd, s)) {
+    await_steps(s);
+    drop_number(fd, s);
+  }
   quiet().close(fd);
 }
 

@@ -19,7 +19,7 @@ void leave_sleep(Stream* s);
 // The program's descriptor `fd` of `s` is about to be closed or overwritten; before and after it leaves the table. A stream without
 // sleepers: nothing happens.
 void keep_for_sleepers(int fd, Stream* s);
-// As forget_fd, of a descriptor that is still open.
+// As forget_fd, of a descriptor that is still open: from here on nothing of ours uses the number.
 void forget_open_fd(int fd);
 // The hidden descriptor of a stream whose number was closed, or -1.
 int stand_in(const Stream* s);

@@ -3,7 +3,11 @@
 // carries it afterwards. `NAME list` prints the cases.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
+
+#include <atomic>
 
 #include "case_main.h"
 
@@ -193,6 +197,79 @@ void splice_late_client(int fd, const Sync& sync) {
   close(fd);
 }
 
+// One thread closes and makes numbers of the stream, another gives back what the peer asks for, by whichever number it finds. A number
+// that was closed under it cost the bytes that were to go back, and the next send was told EBADF.
+constexpr int kNumberRounds = 60;
+
+struct Numbers {
+  int fd;
+  std::atomic<bool> stop;
+};
+
+void* change_numbers(void* argument) {
+  auto* numbers = static_cast<Numbers*>(argument);
+  while (!numbers->stop) {
+    const int copy = dup(numbers->fd);
+    CHECK(copy >= 0);
+    CHECK_EQ(close(copy), 0);
+  }
+  return nullptr;
+}
+
+void numbers_server(int first, const Sync& sync) {
+  const int listener = listen_on("127.0.0.1");
+  int port = port_of(listener);
+  CHECK_EQ(write(sync.fd(), &port, sizeof port), sizeof port);
+  for (int round = 0; round < kNumberRounds; round++) {
+    const int fd = accept_one(listener);
+    const int ep = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {EPOLLIN, {}};
+    CHECK_EQ(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event), 0);
+    for (int i = 0; i < 20; i++) {
+      recv_pattern(fd, kUp, static_cast<uint64_t>(i) * 100, 100);
+      send_pattern(fd, kDown, static_cast<uint64_t>(i) * 100, 100);
+    }
+    Numbers numbers = {fd, {false}};
+    const pthread_t thread = start_thread(change_numbers, &numbers);
+    send_pattern(fd, kDown, 2000, 3000);
+    CHECK_EQ(epoll_wait(ep, &event, 1, 10000), 1);
+    recv_pattern(fd, kUp, 2000, 1);
+    numbers.stop = true;
+    join_thread(thread);
+    send_pattern(fd, kDown, 5000, 100);
+    expect_eof(fd);
+    close(ep);
+    close(fd);
+  }
+  close(listener);
+  expect_eof(first);
+  close(first);
+}
+
+void numbers_client(int first, const Sync& sync) {
+  int port = 0;
+  CHECK_EQ(read(sync.fd(), &port, sizeof port), sizeof port);
+  for (int round = 0; round < kNumberRounds; round++) {
+    const int fd = connect_to("127.0.0.1", port);
+    for (int i = 0; i < 20; i++) {
+      send_pattern(fd, kUp, static_cast<uint64_t>(i) * 100, 100);
+      recv_pattern(fd, kDown, static_cast<uint64_t>(i) * 100, 100);
+    }
+    int queued = 0;
+    while (queued < 3000) CHECK_EQ(ioctl(fd, FIONREAD, &queued), 0);
+    FILE* in = fdopen(dup(fd), "r");
+    CHECK(in != nullptr);
+    char buffer[3000];
+    CHECK_EQ(fread(buffer, 1, sizeof buffer, in), sizeof buffer);
+    pattern_check(buffer, sizeof buffer, kDown, 2000);
+    send_pattern(fd, kUp, 2000, 1);
+    recv_pattern(fd, kDown, 5000, 100);
+    CHECK_EQ(fclose(in), 0);
+    close(fd);
+  }
+  close(first);
+}
+
 void urgent_server(int fd, const Sync& sync) {
   recv_pattern(fd, kUp, 0, 100);
   sync.wait();
@@ -359,7 +436,7 @@ void waitall_client(int fd, const Sync& sync) {
 const Case kCases[] = {
     {"exec", exec_server, exec_client},     {"pass", echo_server, pass_client},
     {"stdio", echo_server, stdio_client},   {"splice", echo_server, splice_client},
-    {"splice_late", splice_late_server, splice_late_client},
+    {"splice_late", splice_late_server, splice_late_client}, {"numbers", numbers_server, numbers_client},
     {"urgent", urgent_server, urgent_client}, {"full", full_server, full_client},
     {"wrong_shutdown", wrong_shutdown_server, wrong_shutdown_client},
     {"half_closed", handed_late_server, half_closed_client},
