@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 
+#include "preload/fault_report.h"
 #include "preload/real.h"
 #include "shm/atomic.h"
 #include "shm/raw_syscall.h"
@@ -25,7 +26,8 @@ void on_fault(int number, siginfo_t* info, void* context) {
       return;
     }
   }
-  // Not ours: the default action, with the instruction and the information the fault had.
+  report_fault(*info, *machine);
+  // The default action, with the instruction and the information the fault had.
   g_installed.fetch_and(~bit_of(number));
   struct sigaction plain = {};
   real().sigaction(number, &plain, nullptr);

@@ -5,7 +5,7 @@
 // an unmapped page is EFAULT and not a crash, and no check beforehand is sound (memory may go away at any time) or free (a
 // system call each). So the handler is there from the first socket or epoll instance on, and only where the program has none: one that sets
 // its own replaces ours, and is never told of ours (hooks_signal.cc). Faults elsewhere end as if it did not exist: the default
-// action is put back and the instruction faults again.
+// action is put back and the instruction faults again; one in guarded memory is reported first (fault_report.h).
 #pragma once
 #include <signal.h>
 

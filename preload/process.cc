@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "preload/fault_report.h"
 #include "preload/fork.h"
 #include "preload/log.h"
 #include "shm/layout.h"
@@ -39,25 +40,32 @@ void complain(const char* name, const char* value, const char* expected) {
   log_always(LogLevel::kError, FMT_COMPILE("{}={} is not understood (expected {}); using the default"), name, value, expected);
 }
 
-int sound_pkey() {
+// The key, or -1 and why there is none.
+int sound_pkey(const char** why) {
   struct utsname names = {};
-  if (!cpu_has_ospke() || uname(&names) != 0 || !kernel_pkru_sound(names.release)) return -1;
-  return allocate_pkey();
+  *why = uname(&names) != 0 ? "uname" : pkey_unsound(cpu_has_ospke(), cpu_is_amd(), names.release);
+  if (*why != nullptr) return -1;
+  const int key = allocate_pkey();
+  if (key < 0) *why = "no-key";  // all are the program's own, or seccomp forbids the call
+  return key;
 }
 
 bool decide_guard() {
   Process& p = g_process;
   GuardMode mode = GuardMode::kOff;
   int key = -1;
+  const char* why = "asked-for";
   const GuardSetting wanted = p.settings.guard;
   if (wanted == GuardSetting::kMprotect) mode = GuardMode::kMprotect;
   if (wanted == GuardSetting::kAuto || wanted == GuardSetting::kPkey || wanted == GuardSetting::kRequire) {
-    key = sound_pkey();
+    key = sound_pkey(&why);
     if (key > 0) mode = GuardMode::kPkey;
   }
+  if (mode == GuardMode::kOff) p.guard_why = why;
   if (mode == GuardMode::kOff && (wanted == GuardSetting::kRequire || wanted == GuardSetting::kPkey)) return false;
   p.guard.set_mode(mode, key);
-  log(LogLevel::kInfo, FMT_COMPILE("guard: {}"), guard_mode_name(mode));
+  if (mode != GuardMode::kOff) prepare_fault_report();
+  log(LogLevel::kInfo, FMT_COMPILE("guard: {} {}"), guard_mode_name(mode), mode == GuardMode::kOff ? why : "");
   return true;
 }
 

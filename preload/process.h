@@ -35,6 +35,7 @@ struct Process {
   Atomic<std::uint32_t> guard_state;   // 0 undecided, 2 in force, 3 no upgrade (guard required, not there)
   Atomic<std::uint32_t> io_uring_seen;
   Atomic<std::uint32_t> usable_cpus;   // 0: not counted yet
+  Hint<const char*> guard_why;         // why there is no guard (shm/pkey.h); null: not decided, or there is one
   SpinLock setup_lock;                 // the two below, and the guard's decision
   ProcessId id;                        // random, made with the first rendezvous
 };

@@ -64,6 +64,7 @@ int early_ioctl(int fd, unsigned long request, ...) noexcept {
 }
 
 int add_seals(int fd, int seals) { return static_cast<int>(raw(SYS_fcntl, fd, F_ADD_SEALS, seals)); }
+int memfd_secret(unsigned flags) { return static_cast<int>(raw(SYS_memfd_secret, flags)); }
 int get_seals(int fd) { return static_cast<int>(raw(SYS_fcntl, fd, F_GET_SEALS)); }
 
 template <class T>
@@ -138,8 +139,8 @@ void resolve() {
     if (found == nullptr) found = reinterpret_cast<void*>(&missing);
     memcpy(slot, &found, sizeof found);
   }
-  g_real.sys = {g_real.memfd_create, ::ftruncate, ::fchmod,   ::fstat,    add_seals,
-                get_seals,           ::mmap,      ::munmap,   ::mprotect, ::madvise};
+  g_real.sys = {g_real.memfd_create, memfd_secret, ::ftruncate, ::fchmod,   ::fstat,   ::fstatfs,
+                add_seals,           get_seals,    ::mmap,      ::munmap, ::mprotect, ::madvise};
 #ifdef MPKLINK_TSAN
   g_real.quiet.close = g_real.close;  // it follows descriptors: a number made anew without a close is a race to it
 #endif

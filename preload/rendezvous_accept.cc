@@ -22,13 +22,13 @@ Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bel
   }
   collect_pairs();
   const SystemCalls& sys = real().sys;
-  if (!segment_is_sound(sys, board_fd, sizeof(Board))) {
-    *reason = Reason::kPeerProtocol;
+  if (!segment_is_sound(sys, board_fd, sizeof(Board), process().settings.backing)) {
+    *reason = segment_is_sound(sys, board_fd, sizeof(Board)) ? Reason::kNoSecret : Reason::kPeerProtocol;
     return nullptr;
   }
   unsigned char* at = process().guard.map(sys, 0, board_fd, sizeof(Board));
   if (at == nullptr) {
-    *reason = reason_of(errno);
+    *reason = segment_reason(errno);
     return nullptr;
   }
   auto* board = reinterpret_cast<Board*>(at);
@@ -79,10 +79,10 @@ bool map_channel(Stream* s, const OfferMessage& offer, int channel_fd, Pair* pai
   const SystemCalls& sys = real().sys;
   const std::size_t bytes = channel_bytes(offer.capacity);
   *reason = Reason::kPeerProtocol;
-  if (!slot_is_free(pair, offer.slot) || !segment_is_sound(sys, channel_fd, bytes)) return false;
+  if (!slot_is_free(pair, offer.slot) || !segment_is_sound(sys, channel_fd, bytes, process().settings.backing)) return false;
   unsigned char* at = process().guard.map(sys, kPage, channel_fd, bytes);
   if (at == nullptr) {
-    *reason = reason_of(errno);
+    *reason = segment_reason(errno);
     return false;
   }
   ++pair->streams;

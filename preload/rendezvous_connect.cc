@@ -27,15 +27,15 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   if (pair != nullptr && pair->established) return pair;
   collect_pairs();
   const SystemCalls& sys = real().sys;
-  *board_fd = make_segment(sys, "mpklink-board", sizeof(Board));
+  *board_fd = make_segment(sys, "mpklink-board", sizeof(Board), process().settings.backing);
   if (*board_fd < 0) {
-    *reason = reason_of(errno);
+    *reason = segment_reason(errno);
     return nullptr;
   }
   unsigned char* at = process().guard.map(sys, 0, *board_fd, sizeof(Board));
   pair = at == nullptr ? nullptr : make_pair(s->peer_id, 0, reinterpret_cast<Board*>(at));
   if (pair == nullptr) {
-    *reason = at == nullptr ? reason_of(errno) : Reason::kLimit;
+    *reason = at == nullptr ? segment_reason(errno) : Reason::kLimit;
     if (at != nullptr) process().guard.unmap(sys, at);
     quiet().close(*board_fd);
     *board_fd = -1;
@@ -55,15 +55,15 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
 bool make_channel(Stream* s, Pair* pair, int* channel_fd, Reason* reason) {
   const SystemCalls& sys = real().sys;
   const std::uint64_t capacity = process().settings.ring_bytes;
-  *channel_fd = make_segment(sys, "mpklink-channel", channel_bytes(capacity));
+  *channel_fd = make_segment(sys, "mpklink-channel", channel_bytes(capacity), process().settings.backing);
   if (*channel_fd < 0) {
-    *reason = reason_of(errno);
+    *reason = segment_reason(errno);
     return false;
   }
   unsigned char* at = process().guard.map(sys, kPage, *channel_fd, channel_bytes(capacity));
   const int slot = at == nullptr ? -1 : take_slot(pair, s);
   if (slot < 0) {
-    *reason = at == nullptr ? reason_of(errno) : Reason::kLimit;
+    *reason = at == nullptr ? segment_reason(errno) : Reason::kLimit;
     if (at != nullptr) process().guard.unmap(sys, at);
     quiet().close(*channel_fd);
     return false;

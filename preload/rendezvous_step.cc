@@ -66,6 +66,11 @@ Reason reason_of(int error) {
   return Reason::kSystem;
 }
 
+Reason segment_reason(int error) {
+  const bool secret = process().settings.backing == Backing::kSecret && error != EMFILE && error != ENFILE;
+  return secret ? Reason::kNoSecret : reason_of(error);
+}
+
 ProcessId random_id() {
   ProcessId id;
   if (quiet().getrandom(&id, sizeof id, GRND_NONBLOCK) != sizeof id) {

@@ -17,6 +17,7 @@ void give_up(Stream* s, Reason reason);
 // Nobody there, or nothing arrived yet: again later, with growing distance.
 void retry_or_give_up(Stream* s, Reason reason);
 Reason reason_of(int error);
+Reason segment_reason(int error);  // of memory to be shared
 
 ProcessId random_id();
 ProcessId own_id();

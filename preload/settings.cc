@@ -189,6 +189,10 @@ Settings parse_settings(const char* (*get)(const char*), void (*complain)(const 
   parse_numbers(parser, &settings);
   parse_peers(parser, &settings);
   parse_ports(parser, &settings);
+  static const char* const kBackings[] = {"memfd", "secret"};
+  parser.choice("MPKLINK_BACKING", kBackings, &settings.backing, "memfd or secret");
+  static const char* const kNoYes[] = {"0", "1"};
+  parser.choice("MPKLINK_FAULT_REPORT", kNoYes, &settings.fault_report, "0 or 1");
   const char* disable = parser.value("MPKLINK_DISABLE");
   if (disable != nullptr) {
     settings.disabled = std::strcmp(disable, "0") != 0;

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "shm/segment.h"
+
 namespace mpklink {
 
 enum class GuardSetting { kAuto, kPkey, kMprotect, kOff, kRequire };
@@ -17,6 +19,8 @@ struct PortRange {
 
 struct Settings {
   GuardSetting guard = GuardSetting::kAuto;
+  Backing backing = Backing::kMemfd;
+  bool fault_report = true;    // a touch of guarded memory is reported on stderr
   unsigned warmup = 2;         // operations on a connection before its upgrade is tried
   int spin_us = -1;            // -1: adaptive, up to kSpinMaxUs
   std::uint64_t ring_bytes = std::uint64_t{256} * 1024;  // largest ring per direction, a power of two

@@ -58,8 +58,9 @@ void add_all(Json* json) {
   char name[17];
   process_name(name);
   const char* guard = p.guard_state.load_acquire() == 2 ? guard_mode_name(p.guard.mode()) : "unused";
-  json->add(FMT_COMPILE("{{\"pid\":{},\"comm\":\"{}\",\"guard\":\"{}\",\"upgraded\":{},\"revoked\":{},\"plain\":{{"),
-            p.pid.load_relaxed(), static_cast<const char*>(name), guard, c.upgraded.load_relaxed(),
+  const char* why = p.guard_why;
+  json->add(FMT_COMPILE("{{\"pid\":{},\"comm\":\"{}\",\"guard\":\"{}\",\"guard_why\":\"{}\",\"upgraded\":{},\"revoked\":{},\"plain\":{{"),
+            p.pid.load_relaxed(), static_cast<const char*>(name), guard, why == nullptr ? "" : why, c.upgraded.load_relaxed(),
             c.revoked.load_relaxed());
   add_plain(json);
   const struct {

@@ -13,6 +13,7 @@ namespace mpklink {
 namespace {
 
 constexpr unsigned kOspkeBit = 1u << 4;
+constexpr unsigned kHygonEbx = 0x6f677948;  // "Hygo"
 constexpr long kPkeyDisableAccess = 0x1;  // PKEY_DISABLE_ACCESS, include/uapi/asm-generic/mman-common.h
 
 unsigned parse_number(const char** text) {
@@ -29,12 +30,27 @@ bool cpu_has_ospke() {
   return (ecx & kOspkeBit) != 0;
 }
 
-bool kernel_pkru_sound(const char* release) {
+bool cpu_is_amd() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  return ebx == signature_AMD_ebx || ebx == kHygonEbx;
+}
+
+const char* pkey_unsound(bool ospke, bool amd, const char* release) {
+  if (!ospke) return "no-pku";
   const unsigned major = parse_number(&release);
-  if (*release != '.') return false;
-  ++release;
-  const unsigned minor = parse_number(&release);
-  return major > 5 || (major == 5 && minor >= 13);
+  unsigned rest[2] = {0, 0};  // minor, patch
+  for (unsigned& number : rest) {
+    if (*release != '.') break;
+    ++release;
+    number = parse_number(&release);
+  }
+  const auto [minor, patch] = rest;
+  const bool old = major < 5 || (major == 5 && minor < 13);
+  const bool mended = major == 5 && ((minor == 4 && patch >= 182) || (minor == 10 && patch >= 103));
+  if (old && !mended) return "old-kernel";
+  if (amd && major == 6 && minor == 12 && patch < 10) return "amd-signal";
+  return nullptr;
 }
 
 int allocate_pkey() {

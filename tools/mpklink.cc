@@ -35,6 +35,8 @@ struct Setting {
 
 constexpr Setting kSettings[] = {
     {"--guard", "MPKLINK_GUARD", "protection of the shared memory: auto, pkey, mprotect, off or require"},
+    {"--backing", "MPKLINK_BACKING", "what shared memory is made of: memfd, or secret (memfd_secret: closed to the kernel's own ways, too)"},
+    {"--fault-report", "MPKLINK_FAULT_REPORT", "report the first touch of guarded memory on stderr: 0 or 1"},
     {"--warmup", "MPKLINK_WARMUP", "operations on a connection before it may move to shared memory"},
     {"--spin-us", "MPKLINK_SPIN_US", "longest busy wait: auto, or a number of microseconds"},
     {"--ring-kib", "MPKLINK_RING_KIB", "largest ring, per direction of a connection, in KiB"},

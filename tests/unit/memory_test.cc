@@ -45,6 +45,25 @@ TEST_CASE("segment: sealed, sized, and recognised", "[segment]") {
   close(fd);
 }
 
+TEST_CASE("segment: secret memory has its size for good, and is asked for by name", "[segment]") {
+  const int fd = make_segment(sys(), "", 2 * kPage, Backing::kSecret);
+  if (fd < 0) {
+    WARN("no memfd_secret here: errno " << errno);
+    REQUIRE((errno == ENOSYS || errno == EPERM || errno == EINVAL));
+    return;
+  }
+  REQUIRE(segment_is_sound(sys(), fd, 2 * kPage, Backing::kSecret));
+  REQUIRE(segment_is_sound(sys(), fd, 2 * kPage));
+  REQUIRE_FALSE(segment_is_sound(sys(), fd, kPage, Backing::kSecret));
+  REQUIRE(ftruncate(fd, kPage) != 0);
+  REQUIRE(ftruncate(fd, 3 * kPage) != 0);
+  REQUIRE(fcntl(fd, F_GETFD) == FD_CLOEXEC);
+  close(fd);
+  const int ordinary = make_segment(sys(), "test", kPage);
+  REQUIRE_FALSE(segment_is_sound(sys(), ordinary, kPage, Backing::kSecret));
+  close(ordinary);
+}
+
 TEST_CASE("segment: what could shrink under us is refused", "[segment]") {
   const int fd = memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   REQUIRE(ftruncate(fd, 2 * kPage) == 0);
@@ -128,11 +147,27 @@ TEST_CASE("pkey: arithmetic of PKRU and sound kernels", "[pkey]") {
   REQUIRE(pkru_closed_bits(1) == 0x4);
   REQUIRE(pkru_mask(15) == 0xc0000000u);
   REQUIRE((0x55555554u & pkru_mask(15)) == pkru_closed_bits(15));
-  REQUIRE(kernel_pkru_sound("6.1.0-18-amd64"));
-  REQUIRE(kernel_pkru_sound("5.13.0"));
-  REQUIRE_FALSE(kernel_pkru_sound("5.12.9"));
-  REQUIRE_FALSE(kernel_pkru_sound("4.19"));
-  REQUIRE_FALSE(kernel_pkru_sound("nonsense"));
+  const auto why = [](bool ospke, bool amd, const char* release) {
+    const char* reason = pkey_unsound(ospke, amd, release);
+    return std::string(reason == nullptr ? "sound" : reason);
+  };
+  REQUIRE(why(false, false, "6.1.0") == "no-pku");
+  for (const char* release : {"6.1.0-18-amd64", "5.13.0", "5.13", "5.4.182", "5.4.299-generic", "5.10.103", "7.0"}) {
+    INFO(release);
+    REQUIRE(why(true, false, release) == "sound");
+    REQUIRE(why(true, true, release) == "sound");
+  }
+  for (const char* release : {"5.12.9", "5.4.181", "5.10.102", "5.11.200", "4.19", "nonsense", ""}) {
+    INFO(release);
+    REQUIRE(why(true, false, release) == "old-kernel");
+  }
+  for (const char* release : {"6.12", "6.12.0", "6.12.9-cloud-amd64"}) {
+    INFO(release);
+    REQUIRE(why(true, true, release) == "amd-signal");
+    REQUIRE(why(true, false, release) == "sound");
+  }
+  REQUIRE(why(true, true, "6.12.10") == "sound");
+  REQUIRE(why(true, true, "6.13.0") == "sound");
 }
 
 TEST_CASE("pkey: absent is one answer, however the kernel says it", "[pkey]") {

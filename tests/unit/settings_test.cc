@@ -45,10 +45,13 @@ TEST_CASE("settings: defaults", "[settings]") {
 
 TEST_CASE("settings: each is read", "[settings]") {
   const Settings s = parse({{"MPKLINK_GUARD", "require"}, {"MPKLINK_WARMUP", "0"}, {"MPKLINK_SPIN_US", "7"},
+                            {"MPKLINK_BACKING", "secret"}, {"MPKLINK_FAULT_REPORT", "0"},
                             {"MPKLINK_RING_KIB", "100"}, {"MPKLINK_PEERS", "0,33"}, {"MPKLINK_LOG", "debug"},
                             {"MPKLINK_DISABLE", "1"}, {"MPKLINK_STATS", "/tmp/x"}, {"MPKLINK_PORTS", "80,8000-8100"}});
   REQUIRE(g_complaints.empty());
   REQUIRE(s.guard == GuardSetting::kRequire);
+  REQUIRE(s.backing == Backing::kSecret);
+  REQUIRE_FALSE(s.fault_report);
   REQUIRE(s.warmup == 0);
   REQUIRE(s.spin_us == 7);
   REQUIRE(s.ring_bytes == 128 * 1024);
