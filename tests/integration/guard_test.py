@@ -18,7 +18,8 @@ from harness import CLIENT, PROGRAMS, SERVER, SO, Combo
 
 CASES = {
     "guard_poke": "pages gaps threads child wild overrun".split(),
-    "guard_disclosure": "sends receives vectors race arguments readv".split(),
+    "guard_disclosure": "sends receives vectors race arguments readv own_keys".split(),
+    "guard_keys": "taken unchanged opened".split(),
 }
 
 # What the library does not hold yet, with the reason: marked `beyond`, not run by default. This list may only shrink.
@@ -133,11 +134,13 @@ def test_poke_nothing(bench, case):
 @all_guards
 @pytest.mark.parametrize("case", cases_of("guard_disclosure"))
 def test_disclosure(bench, case, guard):
+    if case == "own_keys":
+        need_pku()
     if case == "arguments" and guard == "off":
         pytest.skip("only the buffers of a call are checked by address; whatever else it reads and writes is for the key to refuse")
     use_guard(bench, guard)
     text = run_case(bench, "guard_disclosure", case)
-    assert int(re.search(r"^GUARDED (\d+)$", text, re.M).group(1)) >= 3, text
+    assert case == "own_keys" or int(re.search(r"^GUARDED (\d+)$", text, re.M).group(1)) >= 3, text
     if case == "race":
         # Either answer is right; both must have come, or nothing has been raced.
         assert 0 < int(re.search(r"^REFUSED (\d+)$", text, re.M).group(1)) < 1600, text
@@ -148,8 +151,53 @@ def test_disclosure(bench, case, guard):
 @pytest.mark.parametrize("case", cases_of("guard_disclosure"))
 def test_disclosure_nothing(bench, case):
     """The programs are right on plain TCP, where they find nothing to point at."""
-    assert "GUARDED 0\n" in run_case(bench, "guard_disclosure", case)
+    if case == "own_keys":
+        need_pku()
+    text = run_case(bench, "guard_disclosure", case)
+    assert case == "own_keys" or "GUARDED 0\n" in text
     bench.assert_ring()
+
+
+# ---- programs with keys of their own -------------------------------------------------------------------------------------
+
+
+@only_both
+def test_all_keys_taken_auto(bench):
+    """The client has no key left: its guard is off, and says so; the server's is not."""
+    need_pku()
+    bench.run_pair("guard_keys", "--case=taken", timeout_s=CASE_LIMIT_S)
+    assert [line["guard"] for line in bench.stats(CLIENT).lines] == ["off"]
+    assert [line["guard"] for line in bench.stats(SERVER).lines] == ["pkey"]
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES, exact=True, conserved=True)
+
+
+@only_both
+@pytest.mark.parametrize("setting", ["require", "pkey"])
+def test_all_keys_taken_required(bench, setting):
+    """Where a key is asked for there is no ring without it, and the reason is told."""
+    need_pku()
+    bench.run_pair("guard_keys", "--case=taken", timeout_s=CASE_LIMIT_S, settings={"GUARD": setting})
+    assert bench.stats(CLIENT).plain["no-pku"] == 1, bench.stats(CLIENT)
+    bench.assert_fell_back()
+
+
+@neither_and_both
+def test_own_keys_unchanged(bench):
+    use_guard(bench, "pkey")
+    run_case(bench, "guard_keys", "unchanged")
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES, exact=True, conserved=True)
+
+
+@neither_and_both
+def test_opened_by_the_program(bench):
+    """What `gate_found_open` == 0 of all other tests is worth: here it is not 0, and the key is closed again."""
+    need_pku()
+    bench.settings["GUARD"] = "pkey"
+    bench.run_pair("guard_keys", "--case=opened", timeout_s=CASE_LIMIT_S)
+    if bench.combo is Combo.BOTH:
+        bench.assert_ring_used(CLIENT, streams=1, min_bytes=WARM_RING_BYTES, exact=True)
+        assert bench.stats(CLIENT).sum("gate_found_open") == 10
+        assert bench.stats(SERVER).sum("gate_found_open") == 0
 
 
 # ---- gates per operation -------------------------------------------------------------------------------------------------

@@ -290,10 +290,52 @@ void arguments_server(int fd, const Sync& sync) {
   });
 }
 
+// ---- buffers with keys of the program ---------------------------------------------------------------------------------
+
+char* page_with(int key) {
+  void* at = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(at != MAP_FAILED);
+  CHECK(key > 0);
+  CHECK_EQ(pkey_mprotect(at, kPageBytes, PROT_READ | PROT_WRITE, key), 0);
+  return static_cast<char*>(at);
+}
+
+// Not guarded memory, but the program's own with its own keys. The kernel respects the keys of the caller's buffers (a key without the right is EFAULT); so must the copies between ring and buffer.
+void own_keys_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  const int read_only_key = pkey_alloc(0, 0);
+  char* const open = page_with(pkey_alloc(0, 0));
+  char* const read_only = page_with(read_only_key);
+  char* const closed = page_with(pkey_alloc(0, kNoAccess));
+  CHECK_EQ(pkey_set(read_only_key, kNoWrite), 0);
+  peer.arrive(100 * (sizeof kReadCalls / sizeof *kReadCalls));
+  for (const ReadCall& c : kReadCalls) {
+    note(c.name);
+    CHECK_ERRNO(c.call(fd, read_only, 100), EFAULT);
+    CHECK_ERRNO(c.call(fd, closed, 100), EFAULT);
+    CHECK_EQ(c.call(fd, open, 100), 100);
+    peer.took(open, 100);
+  }
+  for (const SendCall& c : kSendCalls) {
+    note(c.name);
+    CHECK_ERRNO(c.call(fd, closed, 100), EFAULT);
+    peer.prepare(open, 100);
+    CHECK_EQ(c.call(fd, open, 100), 100);
+    peer.wrote(100);
+    CHECK_EQ(pkey_set(read_only_key, 0), 0);
+    peer.prepare(read_only, 100);
+    CHECK_EQ(pkey_set(read_only_key, kNoWrite), 0);
+    CHECK_EQ(c.call(fd, read_only, 100), 100);
+    peer.wrote(100);
+  }
+  peer.finish();
+}
+
 const Case kCases[] = {
     {"sends", sends_server, obedient_client},     {"receives", receives_server, obedient_client},
     {"vectors", vectors_server, obedient_client}, {"race", race_server, race_client},
     {"arguments", arguments_server, obedient_client}, {"readv", readv_server, obedient_client},
+    {"own_keys", own_keys_server, obedient_client, no_keys},
 };
 
 }  // namespace

@@ -116,6 +116,15 @@ inline void wrpkru(uint32_t value) { asm volatile("wrpkru" : : "a"(value), "c"(0
 
 inline uint32_t key_bits(uint32_t pkru, int key) { return pkru >> (2 * key) & 3; }
 
+inline constexpr unsigned kNoAccess = PKEY_DISABLE_ACCESS, kNoWrite = PKEY_DISABLE_WRITE;
+
+inline const char* no_keys() {
+  const int key = has_pku() ? pkey_alloc(0, 0) : -1;
+  if (key < 0) return "no protection keys on this machine";
+  pkey_free(key);
+  return nullptr;
+}
+
 // This thread may not touch what has `key`. Without a key (another guard, no library) there is nothing to see.
 inline void expect_closed(int key) {
   if (key > 0) CHECK_EQ(key_bits(rdpkru(), key), 1);
