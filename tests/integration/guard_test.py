@@ -19,6 +19,10 @@ from harness import CLIENT, PROGRAMS, SERVER, SO, Combo
 CASES = {
     "guard_poke": "pages gaps threads child wild overrun".split(),
     "guard_disclosure": "sends receives vectors race arguments readv own_keys".split(),
+    "guard_disturb": (
+        "storm storm_nodefer storm_altstack jump_asleep jump_busy cancel threads processes handler_forks"
+        " handler_forks_exit"
+    ).split(),
     "guard_keys": "taken unchanged opened".split(),
 }
 
@@ -27,6 +31,12 @@ BEYOND = {
     # hooks_data.cc, nothing_to_move(): a vector that names guarded memory is left to the kernel to refuse. It does not: it waits on the
     # socket, whose bytes come over the ring.
     ("guard_disclosure", "readv"),
+    # A jump out of a handler that came into the middle of send() or recv() leaves the lock of that direction of the stream in the hands of
+    # its thread: it gets EAGAIN from blocking calls from then on, others wait for ever.
+    ("guard_disturb", "jump_busy"),
+    # The child of _Fork() in such a handler waits in _exit() for its parent's operation to end, which waits for the handler, which waits
+    # for the child.
+    ("guard_disturb", "handler_forks_exit"),
 }  # fmt: skip
 
 CASE_LIMIT_S = 30
@@ -86,10 +96,10 @@ def assert_tally(tally: dict, guard: str) -> None:
     assert tally["wrong_key"] == 0 and tally["wrong_place"] == 0 and tally["other"] == 0, tally
 
 
-def run_case(bench, program: str, case: str, settings=None) -> str:
-    """Both ends to their end; what the server's has printed."""
-    bench.run_pair(program, f"--case={case}", timeout_s=CASE_LIMIT_S, settings=settings)
-    return next(p.stdout() for p in bench.procs if p.name == "server")
+def run_case(bench, program: str, case: str, ending="server") -> str:
+    """Both ends to their end; what one of them has printed."""
+    bench.run_pair(program, f"--case={case}", timeout_s=CASE_LIMIT_S)
+    return next(p.stdout() for p in bench.procs if p.name == ending)
 
 
 # ---- touches of the program's own code -----------------------------------------------------------------------------------
@@ -156,6 +166,22 @@ def test_disclosure_nothing(bench, case):
     text = run_case(bench, "guard_disclosure", case)
     assert case == "own_keys" or "GUARDED 0\n" in text
     bench.assert_ring()
+
+
+# ---- what disturbs PKRU --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "combo,guard", [(Combo.NEITHER, None), (Combo.BOTH, "pkey"), (Combo.BOTH, "mprotect")], ids=["neither", "both-pkey", "both-mprotect"]
+)
+@pytest.mark.parametrize("case", cases_of("guard_disturb"))
+def test_disturbed(bench, case, guard):
+    """The programs read PKRU back in every thread, handler and child; a gate that finds the key open is counted."""
+    if guard is not None:
+        use_guard(bench, guard)
+    text = run_case(bench, "guard_disturb", case, ending="client")
+    assert bool(re.search(r"^KEY [1-9]", text, re.M)) == (guard == "pkey")
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
 
 
 # ---- programs with keys of their own -------------------------------------------------------------------------------------
