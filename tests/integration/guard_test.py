@@ -23,6 +23,7 @@ CASES = {
         "storm storm_nodefer storm_altstack jump_asleep jump_busy cancel threads processes handler_forks"
         " handler_forks_exit"
     ).split(),
+    "guard_bypass": ["table"],
     "guard_keys": "taken unchanged opened".split(),
 }
 
@@ -224,6 +225,66 @@ def test_opened_by_the_program(bench):
         bench.assert_ring_used(CLIENT, streams=1, min_bytes=WARM_RING_BYTES, exact=True)
         assert bench.stats(CLIENT).sum("gate_found_open") == 10
         assert bench.stats(SERVER).sum("gate_found_open") == 0
+
+
+# ---- ways around a key that the kernel leaves open -----------------------------------------------------------------------
+
+# What a protection key does not stop, tried by tests/programs/guard_bypass.cc: each is as documented (README.md, "What the guard does and
+# does not do"), and a kernel or a change of ours that makes a difference is noticed, for better or worse.
+BYPASSES = {
+    "loads": "blocked",
+    "process_vm_readv": "open",  # the kernel does not ask for the keys of memory that it takes for another's (mm/gup.c, FOLL_REMOTE)
+    "process_vm_writev": "open",
+    "proc_mem_read": "open",
+    "proc_mem_write": "open",
+    "memfd": "blocked",  # closed after mmap: no pread, no pidfd_getfd, no second mapping
+    "map_files": "open",  # for CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
+    "map_files_unprivileged": "blocked",
+    "mprotect": "blocked",  # keeps the key
+    "mprotect_exec": "open",  # execute-only takes a key of the kernel's; back to RW, the pages have key 0
+    "pkey_mprotect_0": "open",
+    "mremap": "blocked",  # keeps the key
+    "pkey_free": "open",  # and allocated again: the pages still have it
+    "wrpkru": "open",  # any code may
+    "forged_sigframe": "open",
+    "madv_remove": "open",  # destroys, does not disclose
+    "madv_dontneed": "blocked",
+    "ptrace_by_parent": "open",
+    "core_dump": "blocked",  # MADV_DONTDUMP
+    "write_to_pipe": "blocked",  # EFAULT
+    "vmsplice": "blocked",
+    "io_uring_buffers": "blocked",  # cannot be registered while closed
+}  # fmt: skip
+
+# What only the key stops: without it all of these are open, or the table above would show nothing.
+STOPPED_BY_THE_KEY = {"loads", "mprotect", "mremap", "madv_dontneed", "write_to_pipe", "vmsplice", "io_uring_buffers"}
+
+
+def may_open_map_files() -> bool:
+    CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE = 21, 40
+    effective = int(re.search(r"^CapEff:\s*(\w+)$", pathlib.Path("/proc/self/status").read_text(), re.M).group(1), 16)
+    return bool(effective >> CAP_SYS_ADMIN & 1 or effective >> CAP_CHECKPOINT_RESTORE & 1)
+
+
+@only_both
+@pytest.mark.parametrize("guard", ["pkey", "off"])
+def test_bypasses(bench, guard):
+    need_pku()  # for off too: some attempts use instructions of it
+    use_guard(bench, guard)
+    text = run_case(bench, "guard_bypass", "table")
+    found = dict(re.findall(r"^BYPASS (\S+) (\S+)$", text, re.M))
+    assert list(found) == list(BYPASSES)
+    absent = [name for name, outcome in found.items() if outcome == "absent"]
+    print(f"not on this machine: {absent}")
+    expected = dict(BYPASSES)
+    if not may_open_map_files():
+        expected["map_files"] = "blocked"
+    if guard == "off":
+        expected.update(dict.fromkeys(STOPPED_BY_THE_KEY, "open"))
+    differs = {name: f"{outcome}, not {expected[name]}" for name, outcome in found.items() if outcome not in ("absent", expected[name])}
+    assert not differs
+    assert "loads" not in absent
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
 
 
 # ---- gates per operation -------------------------------------------------------------------------------------------------
