@@ -6,6 +6,7 @@ MPKLINK_GUARD=off too, where nothing may have faulted: so it is seen that the to
 """
 
 import ctypes
+import json
 import os
 import pathlib
 import platform
@@ -14,7 +15,7 @@ import subprocess
 
 import pytest
 
-from harness import CLIENT, PROGRAMS, SERVER, SO, Combo
+from harness import BUILD, CLIENT, PROGRAMS, SERVER, Combo
 
 CASES = {
     "guard_poke": "pages gaps threads child wild overrun".split(),
@@ -333,6 +334,26 @@ def test_gates_per_operation(bench, operation):
 def test_all_operations_are_counted(combo):
     argv = [PROGRAMS / "guard_gates", "list"]
     assert subprocess.run(argv, capture_output=True, text=True, check=True, timeout=10).stdout.split() == list(GATES)
+
+
+# ---- the bench -----------------------------------------------------------------------------------------------------------
+
+BENCH = BUILD / "tools" / "mpklink-bench"
+
+
+@pytest.mark.parametrize("combo", [None], ids=["neither"])
+def test_bench(combo):
+    """It says what it measured, or that there is nothing to measure; nothing is asked of the figures but that there are some."""
+    run = lambda *options: subprocess.run(
+        [BENCH, "gate", "--rounds=3", "--iterations=100", *options], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    found = json.loads(run("--json"))
+    assert found["pku"] == (why_no_pku() == "")
+    if found["pku"]:
+        assert [r["name"] for r in found["results"]] == ["loop", "rdpkru", "wrpkru", "gate_off", "gate", "gate_load"]
+        assert all(r["ns"] > 0 and r["cycles"] > 0 for r in found["results"])
+    else:
+        assert len(run().splitlines()) == 1
 
 
 @pytest.mark.parametrize("program", CASES)
