@@ -23,8 +23,7 @@ struct Mapping {
   bool shared;
   bool no_dump;   // VmFlags "dd"
   bool ours;      // a memfd of the library's
-  bool anonymous;  // shared memory without a file: the page in front of a channel
-  bool reserved;  // address space only: no rights, private, no file
+  bool anonymous;  // shared memory without a file
 };
 
 class Guarded {
@@ -36,14 +35,10 @@ class Guarded {
     CHECK(file != nullptr);
     static char line[4096];
     Mapping now = {}, before = {};
-    bool keep_before = false;
     const auto finish = [&] {
-      if (now.end == 0) return;
       // A channel's first page is anonymous shared memory right in front of the memfd.
-      if (now.ours && before.anonymous && before.end == now.begin && !keep_before) add(before);
+      if (now.ours && before.anonymous && before.end == now.begin) add(before);
       if (now.ours) add(now);
-      if (now.ours && low_ == 0) low_ = before.begin != 0 && before.end == now.begin ? before.begin : now.begin;
-      keep_before = now.ours;
       before = now;
     };
     while (fgets(line, sizeof line, file) != nullptr) {
@@ -58,7 +53,6 @@ class Guarded {
         now.shared = rights[3] == 's';
         now.ours = strncmp(line + name, "/memfd:mpklink-", 15) == 0;
         now.anonymous = now.shared && strncmp(line + name, "/dev/zero", 9) == 0;
-        now.reserved = strncmp(rights, "---p", 4) == 0 && (line[name] == '\n' || line[name] == '\0');
       }
       if (strncmp(line, "ProtectionKey:", 14) == 0) now.key = atoi(line + 14);
       if (strncmp(line, "VmFlags:", 8) == 0) now.no_dump = strstr(line, " dd") != nullptr;
@@ -72,7 +66,7 @@ class Guarded {
   const Mapping* begin() const { return all_; }
   const Mapping* end() const { return all_ + count_; }
 
-  // The channel's first page of ring bytes and the board; null without guarded memory.
+  // The first channel's memfd (header, then rings) and the first board; null without guarded memory.
   char* channel() const { return find(true); }
   char* board() const { return find(false); }
   int key() const { return count_ > 0 ? all_[0].key : 0; }
@@ -94,7 +88,6 @@ class Guarded {
 
   Mapping all_[kMost];
   size_t count_ = 0;
-  uintptr_t low_ = 0;
 };
 
 // ---- PKRU -------------------------------------------------------------------------------------------------------------
