@@ -70,6 +70,30 @@ class TestTheLibraryFile:
         assert "TEXTREL" not in text and "RUNPATH" not in text and "RPATH" not in text
         assert re.search(r"BIND_NOW|FLAGS_1.*NOW", text)
 
+    def test_opens_the_key_in_two_places(self, bench):
+        """Each WRPKRU is one more for an attacker to jump to: one in Guard::open, one in Guard::close, and no other way to load PKRU."""
+        bench.env_for(SERVER)
+        text = subprocess.run(["objdump", "-d", "-C", "--no-show-raw-insn", SO], capture_output=True, text=True, check=True).stdout
+        where = []
+        function = None
+        for line in text.splitlines():
+            if header := re.match(r"[0-9a-f]+ <(.*)>:$", line):
+                function = header.group(1)
+            elif re.search(r"\twrpkru\b", line):
+                where.append(function)
+            assert not re.search(r"\txrstors?(64)?\b", line), f"{line} in {function}"
+        close, open_ = sorted(where)  # exactly two
+        assert close.startswith("mpklink::Guard::close(") and open_.startswith("mpklink::Guard::open("), where
+        # The same by their bytes, at any offset: an instruction that begins inside of another can be jumped to as well.
+        assert self.code().count(b"\x0f\x01\xef") == 2
+
+    @staticmethod
+    def code() -> bytes:
+        """The executable segment."""
+        text = subprocess.run(["readelf", "-lW", SO], capture_output=True, text=True, check=True).stdout
+        offset, size = re.search(r"LOAD\s+(0x\w+)\s+0x\w+\s+0x\w+\s+(0x\w+)\s+0x\w+\s+R E", text).groups()
+        return SO.read_bytes()[int(offset, 16) :][: int(size, 16)]
+
     def test_is_small(self, bench):
         bench.env_for(SERVER)
         stripped = bench.dir / "stripped.so"
