@@ -84,9 +84,8 @@ run_leg() {
   done < <(cases_of "$leg")
   scripts/pku-vm.sh --kernel "$kernel" "${options[@]}" --timeout 280 -- sh -c "$script" >"$out" 2>&1
   code=$?
-  # What a case printed is of interest when one failed.
-  if [ "$code" != 0 ] || grep -qE '^CASE [0-9]+ ' "$out" && grep -E '^CASE [0-9]+ ' "$out" | grep -qvE ' (0|77)$'; then cat "$out"; fi
-  grep -h '^pku-vm: ' "$out"
+  # What the cases printed is of interest when one failed.
+  if [ "$code" != 0 ] || grep '^CASE ' "$out" | grep -qvE ' (0|77)$'; then cat "$out"; else grep '^pku-vm: ' "$out"; fi
   number=0
   while IFS='|' read -r name command; do
     number=$((number + 1))

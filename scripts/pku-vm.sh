@@ -6,7 +6,6 @@
 #   --append ARGS      kernel arguments; nopku: a CPU that has the keys, a kernel that does not use them
 #   --timeout S        seconds for the whole run of the machine, default 180
 #   --add PATH         a file (with its shared libraries) or a folder to take along; may be given again
-#   --python           Python 3 and pytest too
 #   --fetch            only fetch what is missing for this kernel
 # The command runs as root, in this folder, with the build, scripts/ and tests/, nginx, wrk, curl and busybox at the paths they have here.
 # Its output is ours, its exit code too. 124: the machine hung; 125: it died without a result, twice; 2: no machine to be had.
@@ -14,7 +13,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 
 build=${MPKLINK_BUILD:-$PWD/build}
-kernel=6.1 cpu=max append='' seconds=180 python=0 fetch_only=0
+kernel=6.1 cpu=max append='' seconds=180 fetch_only=0
 extra=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -23,10 +22,9 @@ while [ $# -gt 0 ]; do
     --append) append=${2:?}; shift ;;
     --timeout) seconds=${2:?}; shift ;;
     --add) extra+=("${2:?}"); shift ;;
-    --python) python=1 ;;
     --fetch) fetch_only=1 ;;
     --) shift; break ;;
-    *) echo "unknown option $1; known: --kernel --cpu --append --timeout --add --python --fetch -- command" >&2; exit 2 ;;
+    *) echo "unknown option $1; known: --kernel --cpu --append --timeout --add --fetch -- command" >&2; exit 2 ;;
   esac
   shift
 done
@@ -142,13 +140,6 @@ pack() {
   for path in "$build"/tests/programs/*; do
     [ ! -f "$path" ] || take "$path"
   done
-  if [ "$python" = 1 ]; then
-    take /usr/bin/python3 /usr/lib/python3.*/ /usr/lib/python3/dist-packages/{pytest,_pytest,pluggy,iniconfig,packaging,attr}
-    find "$root"/usr/lib/python3.*/lib-dynload -name '*.so' -print0 | xargs -0 ldd 2>/dev/null |
-      sed -nE 's#^\t.* => (/[^ ]+) .*#\1#p' | sort -u | while read -r path; do
-      [ -e "$root$path" ] || cp -L "$path" "$root$path"
-    done
-  fi
   for path in "${extra[@]}"; do take "$(realpath -s "$path")"; done
 
   for name in inet_diag tcp_diag; do
