@@ -9,6 +9,7 @@ packages=(
   libfmt-dev libcli11-dev nlohmann-json3-dev libunwind-dev catch2
   wrk redis-server redis-tools curl libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0
   python3 python3-pytest python3-pytest-xdist strace gdb spin procps iproute2
+  qemu-system-x86 xz-utils
 )
 services=(nginx redis-server)
 pid_files=(/run/nginx.pid /run/redis/redis-server.pid)

@@ -60,7 +60,8 @@ def main(directory):
             except ElementTree.ParseError:
                 ended_well = False
         passed, failed, skipped, reasons = counted
-        if failed == 0 and (not ended_well or passed == 0):
+        # A suite that says why it skipped all of it passes; one that ran nothing does not.
+        if failed == 0 and (not ended_well or passed == 0 and not (line.exists() and skipped)):
             print(f"FAILED {code.stem}: {code.read_text().strip()}, {passed} tests passed")
             failed = 1
         for reason, times in reasons.items():

@@ -8,12 +8,13 @@ cd "$(dirname "$0")/.." || exit 1
 
 full=0
 full_option=
+install_option=
 quick_option=--quick
 install=1
 for argument in "$@"; do
   case "$argument" in
     --full) full=1 full_option=--full quick_option= ;;
-    --no-install) install=0 ;;
+    --no-install) install=0 install_option=--no-install ;;
     *) echo "unknown option $argument; known: --full --no-install" >&2; exit 2 ;;
   esac
 done
@@ -22,6 +23,7 @@ if [ "$install" = 1 ]; then
   scripts/setup.sh || exit 1
 fi
 build=${MPKLINK_BUILD:-$PWD/build}
+export MPKLINK_BUILD="$build"
 [ -f "$build/build.ninja" ] || meson setup "$build" || exit 1
 ninja -C "$build" || exit 1
 
@@ -44,11 +46,11 @@ run_suite() {
   echo "exit code ${PIPESTATUS[0]}" >"$results/$name.exit"
 }
 run_suite model scripts/model.sh ${full_option:+"$full_option"}
+run_suite pku scripts/pku-legs.sh ${full_option:+"$full_option"} ${install_option:+"$install_option"}
 run_suite conformance scripts/conformance.sh --build "$build" ${quick_option:+"$quick_option"}
 
 marks="not slow and not beyond"
 [ "$full" = 1 ] && marks="not beyond"
-export MPKLINK_BUILD="$build"
 run_pytest() {
   timeout $((full ? 7200 : 2400)) /usr/bin/python3 -m pytest -q -o cache_dir="$results/cache" -m "$marks" "$@"
 }
