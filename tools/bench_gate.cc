@@ -134,6 +134,7 @@ int gate(const Settings& settings) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(bugprone-exception-escape): what may come, no memory, ends the tool as it should.
 int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Measures pieces of libmpklink on this machine.", "mpklink-bench");
