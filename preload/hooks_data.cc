@@ -19,10 +19,10 @@ namespace {
 // recv(2) and send(2) cut a length that read(2) refuses (lib/iov_iter.c, import_ubuf).
 size_t shortened(size_t n) { return n < 0x7ffff000 ? n : 0x7ffff000; }
 
-// readv(2) of nothing never waits; a bad array is the kernel's to refuse.
+// readv(2) of nothing never waits.
 bool nothing_to_move(const iovec* parts, int count) {
   std::size_t total = 0;
-  return check_parts(parts, count, &total) != 0 || total == 0;
+  return check_parts(parts, count, &total) == 0 && total == 0;
 }
 
 bool bad_parts(int count) { return count < 0 || count > IOV_MAX; }

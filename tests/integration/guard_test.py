@@ -30,9 +30,6 @@ CASES = {
 
 # What the library does not hold yet, with the reason: marked `beyond`, not run by default. This list may only shrink.
 BEYOND = {
-    # hooks_data.cc, nothing_to_move(): a vector that names guarded memory is left to the kernel to refuse. It does not: it waits on the
-    # socket, whose bytes come over the ring.
-    ("guard_disclosure", "readv"),
     # A jump out of a handler that came into the middle of send() or recv() leaves the lock of that direction of the stream in the hands of
     # its thread: it gets EAGAIN from blocking calls from then on, others wait for ever.
     ("guard_disturb", "jump_busy"),
