@@ -18,7 +18,7 @@ import pytest
 from harness import BUILD, CLIENT, PROGRAMS, SERVER, Combo
 
 CASES = {
-    "guard_poke": "pages gaps threads child wild overrun".split(),
+    "guard_poke": "pages gaps threads child wild overrun reported".split(),
     "guard_disclosure": "sends receives vectors race arguments readv own_keys".split(),
     "guard_disturb": (
         "storm storm_nodefer storm_altstack jump_asleep jump_busy cancel threads processes handler_forks"
@@ -110,9 +110,31 @@ RESERVED = ["gaps", "overrun"]  # address space without memory: closed whatever 
 LEAST_PAGES = 1 + 1 + 2 * 64 + 1
 
 
+POKES = [case for case in CASES["guard_poke"] if case != "reported"]
+
+
 @only_both
 @all_guards
-@pytest.mark.parametrize("case", CASES["guard_poke"])
+@pytest.mark.parametrize("report", [1, 0])
+def test_reported(bench, guard, report):
+    """An access that nobody catches ends the process, and is told of on stderr: what, where in which connection, by which code."""
+    use_guard(bench, guard)
+    bench.settings["FAULT_REPORT"] = report
+    text = run_case(bench, "guard_poke", "reported")
+    ends = re.findall(r"^ENDED (\w+) (\d+)$", text, re.M)
+    assert len(ends) >= 2, text  # a channel and a board at least
+    assert set(ends) == ({("exit", "0")} if guard == "off" else {("signal", "11")}), text
+    reports = re.findall(r"tried to (?:read|write to) guarded memory at 0x[0-9a-f]+; guard: (\w+)$", text, re.M)
+    assert reports == ([] if guard == "off" or not report else [guard] * len(ends)), text
+    if reports:
+        assert re.search(r"that is byte \d+ of \d+ in the \w+.* of the connection that has descriptor \d+$", text, re.M), text
+        assert re.search(r"that is byte \d+ of \d+ in the board shared with a peer process$", text, re.M), text
+        assert len(re.findall(r"#0 0x[0-9a-f]+ .*stray_write.*\(.*/guard_poke\+0x[0-9a-f]+\)$", text, re.M)) == len(ends), text
+
+
+@only_both
+@all_guards
+@pytest.mark.parametrize("case", POKES)
 def test_poke(bench, case, guard):
     use_guard(bench, guard)
     text = run_case(bench, "guard_poke", case)
@@ -128,7 +150,7 @@ def test_poke(bench, case, guard):
 
 
 @pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.CLIENT, Combo.SERVER], ids=lambda c: c.value)
-@pytest.mark.parametrize("case", CASES["guard_poke"])
+@pytest.mark.parametrize("case", POKES)
 def test_poke_nothing(bench, case):
     """Without a ring there is no guarded memory, and the programs say so."""
     for tally in tallies(run_case(bench, "guard_poke", case)).values():

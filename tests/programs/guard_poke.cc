@@ -157,10 +157,38 @@ void overrun_server(int fd, const Sync& sync) {
   });
 }
 
+// A touch that nobody catches: it ends the process as SIGSEGV does, and the library tells of it first. The child's stderr goes to our
+// stdout, where the test reads it.
+__attribute__((noinline)) void stray_write(uintptr_t at) {
+  auto* byte = reinterpret_cast<volatile char*>(at);
+  *byte = *byte;
+}
+
+void reported_server(int fd, const Sync& sync) {
+  with_unread(fd, sync, [] {
+    const Guarded guarded;
+    for (const Mapping& m : guarded) {
+      fflush(stdout);
+      const pid_t child = fork();
+      CHECK(child >= 0);
+      if (child == 0) {
+        CHECK(signal(SIGSEGV, SIG_DFL) != SIG_ERR);
+        CHECK_EQ(dup2(1, 2), 2);
+        stray_write(m.begin + 8);
+        _exit(0);
+      }
+      int status = 0;
+      CHECK_EQ(waitpid(child, &status, 0), child);
+      printf("ENDED %s %d\n", WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    }
+  });
+}
+
 const Case kCases[] = {
     {"pages", pages_server, obedient_client},     {"gaps", gaps_server, obedient_client},
     {"threads", threads_server, obedient_client}, {"child", child_server, obedient_client},
     {"wild", wild_server, obedient_client},       {"overrun", overrun_server, obedient_client},
+    {"reported", reported_server, obedient_client},
 };
 
 }  // namespace
