@@ -247,6 +247,47 @@ def test_opened_by_the_program(bench):
         assert bench.stats(SERVER).sum("gate_found_open") == 0
 
 
+# ---- secret memory -------------------------------------------------------------------------------------------------------
+
+
+def need_secret_memory() -> None:
+    SYS_MEMFD_SECRET = 447
+    fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_MEMFD_SECRET, 0)
+    if fd < 0:
+        pytest.skip(f"memfd_secret fails: {os.strerror(ctypes.get_errno())}")
+    os.close(fd)
+
+
+@only_both
+@all_guards
+def test_secret_memory(bench, guard):
+    """A channel and a board are about 1 MiB of locked memory; the streams work as ever."""
+    need_secret_memory()
+    use_guard(bench, guard)
+    bench.settings["BACKING"] = "secret"
+    run_case(bench, "guard_poke", "wild")
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
+
+
+@only_both
+@pytest.mark.parametrize("secretive", [CLIENT, SERVER], ids=lambda side: side.value)
+def test_secret_memory_at_one_end(bench, secretive):
+    """The connector makes the memory: one that wants it secret gets it; an acceptor that wants it and is offered another stays on TCP."""
+    need_secret_memory()
+    settings = {side: {"BACKING": "secret" if side is secretive else "memfd"} for side in (CLIENT, SERVER)}
+    server = bench.start([bench.program("guard_poke"), "server", "--case=wild"], SERVER, settings=settings[SERVER], name="server")
+    client = bench.start(
+        [bench.program("guard_poke"), "client", f"--port={server.port()}", "--case=wild"], CLIENT, settings=settings[CLIENT], name="client"
+    )
+    bench.succeed(server)
+    bench.succeed(client)
+    if secretive is CLIENT:
+        bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
+    else:
+        assert bench.stats(SERVER).plain["no-secret-memory"] == 1, bench.stats(SERVER)
+        bench.assert_fell_back()
+
+
 # ---- ways around a key that the kernel leaves open -----------------------------------------------------------------------
 
 # What a protection key does not stop, tried by tests/programs/guard_bypass.cc: each is as documented (README.md, "What the guard does and
