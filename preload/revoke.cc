@@ -141,6 +141,8 @@ void wait_until_returned(int fd, Stream* s) {
   unpin(s);
 }
 
+bool try_answer_freeze(int fd, Stream* s);  // false: `fd` does not name it
+
 // What arrives from now on may be taken without our counting it.
 bool takes_bytes_past_us(Reason reason) {
   switch (reason) {
@@ -226,10 +228,22 @@ void revoke_all(Reason reason) {
   }
 }
 
-void answer_freeze(int fd, Stream* s) {
+void answer_freeze(int fd, Stream* s) { try_answer_freeze(fd, s); }
+
+void answer_freeze(Stream* s) {
+  for (int fd = fd_of(s); fd >= 0 && managed(state_of(s)); fd = fd_of(s)) {
+    if (try_answer_freeze(fd, s)) return;  // else the number was closed between the two
+  }
+}
+
+namespace {
+
+bool try_answer_freeze(int fd, Stream* s) {
   {
     const TransferLock lock(fd, s, TransferLock::kSend);
-    if (!lock.held() || s->core == nullptr) return;
+    if (lock.reentered()) return true;
+    if (!lock.held()) return false;
+    if (s->core == nullptr) return true;
     // Nobody may have asked: then a later wish is still to be answered.
     if (asked_for(s) ? give_back(fd, s) : nothing_to_answer(s)) s->answered.store_relaxed(1);  // relaxed: a hint
   }
@@ -239,7 +253,10 @@ void answer_freeze(int fd, Stream* s) {
     if (lock.held() && s->core != nullptr) call_back(s, false);  // the other direction comes back, too, so that both may begin anew
   }
   leave_channel(fd, s);
+  return true;
 }
+
+}  // namespace
 
 void answer_all_freezes(bool ends) {
   for_each_stream([ends](Stream* s) {

@@ -19,6 +19,7 @@ void revoke_all(Reason reason);
 // The peer has (perhaps) frozen our sending ring: gives back what it wants. No lock held, gate closed. Cheap when there is
 // nothing to do.
 void answer_freeze(int fd, Stream* s);
+void answer_freeze(Stream* s);  // by whichever number it has, also when another thread closes that just then
 // The other end is in this very process: nobody else would give its bytes back while this thread waits. Pinned.
 void answer_in_this_process(Stream* s);
 // The same for all streams: this process will not come by again (exit, exec). `ends`: nor

@@ -334,10 +334,7 @@ void run_deferred() {
     t_state.deferred = s->next_deferred;
     const std::uint32_t what = s->deferred.exchange(0);
     if (what & kDeferredRefresh) refresh_members(s);
-    if (what & kDeferredAnswer) {
-      const int fd = fd_of(s);
-      if (fd >= 0) answer_freeze(fd, s);
-    }
+    if (what & kDeferredAnswer) answer_freeze(s);
     if (what & kDeferredEnd) {
       end_stream(-1, s);
     } else if (what & kDeferredRelease) {
