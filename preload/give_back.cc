@@ -30,6 +30,7 @@ void next_chunk(Stream* s, Chunk* c) {
   const Gate gate;
   SendState& state = s->core->send;
   RingProducer producer = producer_of(s);
+  if (stop_at_shut_peer(&state, outgoing(s))) return;
   c->lied = !producer.refresh() || !producer.frozen();
   c->any = !c->lied && begin_return(&state, &outgoing(s).producer, producer.head(), producer.used());
   if (!c->any) return;

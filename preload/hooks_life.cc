@@ -181,7 +181,16 @@ int mpklink_close(int fd) {
 
 int mpklink_shutdown(int fd, int how) noexcept {
   Stream* s = stream_of(fd);
-  if (s == nullptr || !managed(state_of(s))) return real().shutdown(fd, how);
+  if (s == nullptr) return real().shutdown(fd, how);
+  if (how < SHUT_RD || how > SHUT_RDWR) return errno = EINVAL, -1;
+  const uint32_t now = how == SHUT_RD ? kShutRead : how == SHUT_WR ? kShutWrite : kShutBoth;
+  if (!managed(state_of(s))) {
+    const int result = real().shutdown(fd, how);
+    if (result == 0) s->shut.fetch_or(now);
+    return result;
+  }
+  const bool both = (s->shut.load_relaxed() | now) == kShutBoth;  // relaxed: own or earlier news
+  if (both) await_returned(fd, s);  // TCP takes nothing more then
   if (how == SHUT_WR || how == SHUT_RDWR) {  // before the FIN
     answer_freeze(fd, s);
     // MSG_MORE: with the FIN, as one piece of news to an edge-triggered epoll, to which these bytes are none.
@@ -195,6 +204,8 @@ int mpklink_shutdown(int fd, int how) noexcept {
     if (before == 0) s->send_over_tcp.store_release(0);
     return result;
   }
+  s->shut.fetch_or(now);
+  if (both) stop_at_what_is_there(fd, s);
   if (how != SHUT_WR) s->sticky.fetch_or(kStickyIn);      // reads of an empty ring meet its end of file
   refresh_members(s);
   return result;

@@ -64,6 +64,10 @@ void take_from_ring(RingConsumer* consumer, const Window& to, int flags, Look* l
 Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   Look look;
   if (s->core == nullptr) return look;
+  if (s->ended.load_relaxed()) {  // relaxed: under the receive lock
+    look.path = Path::kTcpAgain;
+    return look;
+  }
   const Gate gate;
   ReceiveState& state = s->core->receive;
   const auto before = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
@@ -140,8 +144,10 @@ bool unread_by_peer(Stream* s) {
   return producer.refresh() && producer.used() > 0 && !producer.frozen() && !outgoing(s).consumer.closed.load_acquire();
 }
 
-// The stream was frozen, and the peer ended before it had given back all that was unread: the rest is still in the ring. What
-// came over TCP since the switch is as much of it as was given back.
+bool shut_both_ways(const Stream* s) { return s->shut.load_relaxed() == kShutBoth; }  // relaxed: own or earlier news
+
+// The stream was frozen, and the peer ended, or our own shutdown did, before all that was unread was given back: the rest is still in the
+// ring. What came over TCP since the switch is as much of it as was given back; behind our shutdown what was sent last did not get through.
 Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   Stream* s = c.s;
   Window to;
@@ -150,7 +156,8 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   const Direction& in = incoming(s);
   ReceiveState& state = s->core->receive;
   if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
-  if (in.producer.returned.load_acquire() != 0) return moved(0);                         // SYNC: returned
+  if (s->ended.load_relaxed()) return moved(0);                                          // relaxed: as well
+  if (in.producer.returned.load_acquire() != 0 && !shut_both_ways(s)) return moved(0);   // SYNC: returned
   const std::uint64_t at = in.producer.switch_at.load_acquire();                         // SYNC: switch_at
   std::uint64_t received = state.tcp_received.load_relaxed();
   RingConsumer consumer = consumer_of(s);
@@ -175,7 +182,9 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit) {
   const int fd = c.fd;
   if (s->core == nullptr) return moved(0);
   const Step rest = rescue(c, skip, limit);
-  if (rest.n != 0 || !alone(s)) return rest;
+  if (rest.n != 0) return rest;
+  if (shut_both_ways(s)) s->ended.store_relaxed(1);  // relaxed: under the receive lock. TCP refuses what comes later
+  if (!alone(s)) return rest;
   // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
   if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);
   // Asked again once it is dead: it may have read the rest between the two looks, and then ended well.
@@ -268,7 +277,14 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
       return step;
     }
   }
-  return error == 0 ? end_of_input(c, skip, limit) : failed(error);
+  if (error == 0) return end_of_input(c, skip, limit);
+  if (shut_both_ways(s) && s->core != nullptr) {  // the peer's answer to our end came while there was something to read
+    step = rescue(c, skip, limit);
+    if (step.n > 0) s->pending_error.store_relaxed(static_cast<std::uint32_t>(error));  // relaxed: under the lock
+    if (step.n != 0) return step;
+    s->ended.store_relaxed(1);  // relaxed: as above
+  }
+  return failed(error);
 }
 
 // recv(2) of zero bytes waits until there is something to receive (read(2) of zero does not; its hook asks the kernel).
@@ -408,7 +424,7 @@ int unread_bytes(int fd, Stream* s) {
   int in_kernel = 0;
   if (real().ioctl(fd, FIONREAD, &in_kernel) != 0) return -1;
   const TransferLock lock(fd, s, TransferLock::kReceive);
-  if (!lock.held() || s->core == nullptr) return in_kernel;
+  if (!lock.held() || s->core == nullptr || s->ended.load_relaxed()) return in_kernel;  // relaxed: under the receive lock
   const Gate gate;
   RingConsumer consumer = consumer_of(s);
   // Before the switch the kernel's bytes come first, and not all of them need have arrived yet.

@@ -68,7 +68,7 @@ bool slot_is_free(Pair* pair, std::uint32_t slot) {
   bool closed = true;
   if (old->pair == pair && old->slot == slot && managed(state_of(old)) && old->channel != nullptr) {
     const Gate gate;
-    closed = outgoing(old).consumer.closed.load_acquire() != 0;  // SYNC: closed
+    closed = outgoing(old).consumer.closed.load_acquire() == kClosed;  // SYNC: closed
   }
   unpin(old);
   return closed;

@@ -55,9 +55,10 @@ void leave_pinned(int fd, Stream* s) {
       // Until the peer has given everything back, this mapping is where the rest is found when it dies (receive.cc, rescue).
       RingConsumer consumer = consumer_of(s);
       const bool unread = !consumer.refresh() || consumer.available() > 0;
-      if (unread && incoming(s).producer.returned.load_acquire() == 0) return;  // SYNC: returned
+      const bool lost = s->shut.load_relaxed() == kShutBoth;  // relaxed: a look. TCP may have refused what came back
+      if (unread && (lost || incoming(s).producer.returned.load_acquire() == 0)) return;  // SYNC: returned
       returned_with_fin(s->core->send, &outgoing(s).producer, s->core->producer.tail.load_relaxed());  // relaxed: both locks
-      incoming(s).consumer.closed.exchange(1);                        // SYNC: closed. The slot may be used again
+      incoming(s).consumer.closed.exchange(kClosed);                  // SYNC: closed. The slot may be used again
     }
     back_to_tcp(s);
   }
@@ -182,6 +183,25 @@ void end_with_reset(int fd, Stream* s) {
   }
   const linger reset = {1, 0};
   real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+}
+
+void await_returned(int fd, Stream* s) {
+  bool expected = false;
+  {
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (!lock.held() || s->core == nullptr) return;
+    const Gate gate;
+    expected = consumer_of(s).frozen() && not_received(s) > 0;
+  }
+  if (expected) wait_until_returned(fd, s);
+}
+
+void stop_at_what_is_there(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (!lock.held() || s->core == nullptr) return;
+  const Gate gate;
+  std::uint32_t open = kOpen;
+  incoming(s).consumer.closed.compare_exchange(open, kShut);  // SYNC: closed
 }
 
 void note_revoked(Stream* s) {

@@ -59,8 +59,8 @@ bool route_to_ring(Stream* s, std::size_t want, Route* route) {
   if (s->core == nullptr) return false;
   SendState& state = s->core->send;
   auto path = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the send lock
-  if (path == Path::kTcpAgain) return false;
   Direction& out = outgoing(s);
+  if (path == Path::kTcpAgain || stop_at_shut_peer(&state, out)) return false;
   if (s->send_over_tcp.load_relaxed()) {  // relaxed: own word
     // TCP has the answer, but whatever made us think so, its bytes never overtake those in the ring.
     if (path == Path::kRing) freeze(&out.consumer);
@@ -73,7 +73,7 @@ bool route_to_ring(Stream* s, std::size_t want, Route* route) {
   }
   if (path == Path::kRing && !(out.consumer.head.load_relaxed() & kFrozenBit)) {  // relaxed: looked at again by refresh
     // SYNC: closed. A peer that left the channel froze the ring before: looked at again behind this.
-    if (out.consumer.closed.load_acquire() && !(out.consumer.head.load_acquire() & kFrozenBit)) {
+    if (out.consumer.closed.load_acquire() == kClosed && !(out.consumer.head.load_acquire() & kFrozenBit)) {
       s->send_over_tcp.store_relaxed(1);
       freeze(&out.consumer);
     }

@@ -69,7 +69,7 @@ void reset_stream(Stream* s) {
   s->tcp_tx_base = s->tcp_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
-      &s->low_water, &s->stay_plain, &s->handed_on, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
+      &s->shut, &s->ended, &s->low_water, &s->stay_plain, &s->handed_on, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in};
   for (auto* word : words) word->store_relaxed(0);
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns,
@@ -111,7 +111,7 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
     // Whoever else has the socket gets from the kernel what was unread of a frozen ring. What the peer gave back counts, too: a busy
     // kernel may not have delivered it yet, and would end the connection in order.
     *unread = !s->handed_on.load_relaxed() && not_received(s) > 0;  // relaxed: set once
-    in.consumer.closed.exchange(1);  // SYNC: closed. Exchange: the fence before the look at the waiters
+    in.consumer.closed.exchange(kClosed);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
   wakeups.ring();
@@ -165,7 +165,7 @@ void end_stream(int fd, Stream* s) {
 // Whether the peer believes that the slot is still this stream's: a forked child goes on, and nobody has said that we closed.
 bool slot_is_the_peers(Stream* s) {
   const Gate gate;
-  return s->channel->accept_state.load_acquire() == kAccepted && incoming(s).consumer.closed.load_acquire() == 0;
+  return s->channel->accept_state.load_acquire() == kAccepted && incoming(s).consumer.closed.load_acquire() != kClosed;
 }
 
 void drop_channel(Stream* s) {

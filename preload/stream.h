@@ -47,6 +47,8 @@ enum Sticky : std::uint32_t {
   kStickyErr = 8,
 };
 
+enum Shut : std::uint32_t { kShutRead = 1, kShutWrite = 2, kShutBoth = 3 };
+
 struct Stream {
   Atomic<std::uint32_t> state;  // State
   SpinLock send_lock;           // order: send_lock before receive_lock
@@ -77,6 +79,8 @@ struct Stream {
   Atomic<std::uint32_t> handed_on;      // others take its bytes out of the kernel past us: stdio, splice, another process
   Atomic<std::uint32_t> answered;       // what the peer's look_back asked for was done
   Atomic<std::uint32_t> revoke_noted;   // counted
+  Atomic<std::uint32_t> shut;           // Shut: what our own shutdown(2) did
+  Atomic<std::uint32_t> ended;          // … and the program has been told the end of what it could still read
   Atomic<std::uint32_t> end_reported;   // the reset a dead peer's unread ring stands for has been told
   Hint<bool> late;                     // bytes on their way were waited for in vain
   Atomic<std::uint32_t> empty_reads;   // non-blocking reads that found nothing since the kernel was last asked

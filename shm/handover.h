@@ -107,6 +107,16 @@ inline void gave_back(SendState* state, ProducerLine* line, std::uint64_t n, std
   if (!held) line->returned.store_release(1);  // SYNC: returned
 }
 
+// A peer whose socket is shut down both ways finds what is in the ring there, and over TCP nothing gets through to it. So what is unread
+// stays, what follows is TCP's to refuse, and order between the two cannot matter. True: that is how it is.
+inline bool stop_at_shut_peer(SendState* state, const Direction& direction) {
+  const auto path = static_cast<Path>(state->path.load_relaxed());
+  if (path != Path::kRing && path != Path::kReturning) return false;
+  if (direction.consumer.closed.load_acquire() != kShut) return false;  // SYNC: closed
+  state->path.store_relaxed(static_cast<std::uint32_t>(Path::kTcpAgain));
+  return true;
+}
+
 // The FIN is on its way, and what was held with it.
 inline void returned_with_fin(const SendState& state, ProducerLine* line, std::uint64_t tail) {
   const bool all = static_cast<Path>(state.path.load_relaxed()) == Path::kTcpAgain && state.return_at.load_relaxed() == tail;

@@ -12,7 +12,7 @@
 
 namespace mpklink {
 
-constexpr std::uint32_t kLayoutVersion = 2;
+constexpr std::uint32_t kLayoutVersion = 3;
 constexpr std::uint64_t kChannelMagic = 0x31304e484b504d4c;  // "LMPKHN01"
 constexpr std::uint64_t kBoardMagic = 0x31304452424b504d;    // "MPKBRD01"
 constexpr std::size_t kPage = 4096;
@@ -28,7 +28,13 @@ struct alignas(64) ProducerLine {
 };
 struct alignas(64) ConsumerLine {
   Atomic<std::uint64_t> head;    // bytes ever taken from the ring (63 bits), and kFrozenBit
-  Atomic<std::uint32_t> closed;  // 1: the consumer's last descriptor was closed; nobody will read again
+  Atomic<std::uint32_t> closed;  // ConsumerEnd, which only grows
+};
+
+enum ConsumerEnd : std::uint32_t {
+  kOpen = 0,
+  kShut = 1,    // its socket is shut down both ways: it reads what is in the ring, and TCP answers whatever follows with a reset
+  kClosed = 2,  // its last descriptor was closed: nobody will read again, and the slot is free
 };
 
 // In the head word. Set once, by either side (fetch_or): nothing is taken from the ring any more, the unread bytes and all

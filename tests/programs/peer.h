@@ -17,6 +17,7 @@ enum class Do : int {
   kSend,       // `bytes` of the pattern
   kTrickle,    // one byte every 40 ms until the next order, at most `bytes`
   kUrgent,     // one byte of the pattern as urgent data
+  kTry,        // sends one byte; reports the error
   kDrain,      // reads `bytes` of the pattern
   kReadToEnd,  // reads until end of file or an error; reports how many bytes and which error
   kHalfClose,  // shutdown(SHUT_WR)
@@ -85,6 +86,7 @@ struct Obedient {
       case Do::kSend: send_some(order.bytes); break;
       case Do::kTrickle: report.bytes = trickle(order.bytes); break;
       case Do::kUrgent: urgent(); break;
+      case Do::kTry: report.error = send(fd, "", 1, MSG_NOSIGNAL) < 0 ? errno : 0; break;
       case Do::kDrain:
         recv_pattern(fd, kDown, taken, order.bytes);
         taken += order.bytes;

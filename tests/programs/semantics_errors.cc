@@ -223,6 +223,67 @@ void shut_both_server(int fd, const Sync& sync) {
   close(fd);
 }
 
+// What had arrived before can be read, then there is an end. What the peer sends later is refused with a reset, which each end is told once,
+// and never reaches us: a program that has seen the end would take it for bytes that follow at once.
+void expect_refusal(int fd, Peer* peer, bool read_first) {
+  if (read_first) {
+    peer->take(600);
+    CHECK_EQ(recv(fd, g_buffer, 2000, 0), 400);
+    peer->took(g_buffer, 400);
+    expect_eof(fd);
+  }
+  peer->now(Do::kSend, 7);  // not known there yet
+  peer->await_events(POLLIN | POLLOUT | POLLERR | POLLHUP | POLLRDHUP);
+  if (!read_first) peer->take(1000);
+  int unread = -1;
+  CHECK_EQ(ioctl(fd, FIONREAD, &unread), 0);
+  CHECK_EQ(unread, 0);
+  CHECK_ERRNO(recv(fd, g_buffer, 100, 0), ECONNRESET);
+  expect_eof(fd);
+  struct iovec part = {g_buffer, 100};
+  struct mmsghdr messages[2] = {};
+  for (struct mmsghdr& m : messages) m.msg_hdr.msg_iov = &part, m.msg_hdr.msg_iovlen = 1;
+  CHECK_EQ(recvmmsg(fd, messages, 2, 0, nullptr), 2);
+  CHECK_EQ(messages[0].msg_len + messages[1].msg_len, 0u);
+  CHECK_ERRNO(send(fd, g_buffer, 1, MSG_NOSIGNAL), EPIPE);
+  CHECK_EQ(peer->now(Do::kTry).error, EPIPE);
+  CHECK_EQ(peer->now(Do::kReadToEnd).error, 0);
+  close(fd);
+}
+
+void shut_both_read_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  peer.arrive(1000);
+  CHECK_EQ(shutdown(fd, SHUT_RDWR), 0);
+  expect_refusal(fd, &peer, true);
+}
+
+void shut_both_unread_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  peer.arrive(1000);
+  CHECK_EQ(shutdown(fd, SHUT_RDWR), 0);
+  expect_refusal(fd, &peer, false);
+}
+
+void shut_in_turn_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  peer.arrive(1000);
+  CHECK_EQ(shutdown(fd, SHUT_RD), 0);
+  CHECK_EQ(shutdown(fd, SHUT_WR), 0);
+  expect_refusal(fd, &peer, true);
+}
+
+// The peer closes with its last bytes unread there: an end in order.
+void shut_both_closed_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  peer.arrive(1000);
+  CHECK_EQ(shutdown(fd, SHUT_RDWR), 0);
+  peer.now(Do::kClose);
+  peer.take(1000);
+  expect_eof(fd);
+  close(fd);
+}
+
 // ---- never connected --------------------------------------------------------------------------------------------------
 
 void unconnected_server(int warm, const Sync& sync) {
@@ -283,6 +344,10 @@ const Case kCases[] = {
     {"shut_zero", shut_zero_server, obedient_client},
     {"shut_read_data", shut_read_data_server, obedient_client},
     {"shut_both", shut_both_server, obedient_client},
+    {"shut_both_read", shut_both_read_server, obedient_client},
+    {"shut_both_unread", shut_both_unread_server, obedient_client},
+    {"shut_in_turn", shut_in_turn_server, obedient_client},
+    {"shut_both_closed", shut_both_closed_server, obedient_client},
     {"unconnected", unconnected_server, obedient_client},
     {"stale_number", stale_number_server, obedient_client},
 };
