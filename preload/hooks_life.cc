@@ -146,10 +146,11 @@ int mpklink_socket(int domain, int type, int protocol) noexcept {
 int mpklink_connect(int fd, const struct sockaddr* address, socklen_t size) {
   const int result = real().connect(fd, address, size);
   Stream* s = stream_of(fd);
-  if (s == nullptr || state_of(s) != State::kFresh) return result;
+  if (s == nullptr) return result;
   const ErrnoSaver keep;
   const bool under_way = result == 0 || errno == EINPROGRESS || errno == EINTR;
-  if (!under_way || size < sizeof(sa_family_t) || !is_internet(address->sa_family)) return result;
+  if (under_way) s->shut.store_relaxed(0);  // relaxed: a new connection, or none (AF_UNSPEC), which nobody else uses yet
+  if (!under_way || state_of(s) != State::kFresh || size < sizeof(sa_family_t) || !is_internet(address->sa_family)) return result;
   s->connector = true;
   s->state.store_release(static_cast<uint32_t>(State::kCandidate));
   if (s->forked.load_relaxed()) make_plain(s, Reason::kForked);  // relaxed: set by fork only
