@@ -192,6 +192,7 @@ int mpklink_shutdown(int fd, int how) noexcept {
   }
   const bool both = (s->shut.load_relaxed() | now) == kShutBoth;  // relaxed: own or earlier news
   if (both) await_returned(fd, s);  // TCP takes nothing more then
+  if (both) stop_at_what_is_there(fd, s, false);
   if (how == SHUT_WR || how == SHUT_RDWR) {  // before the FIN
     answer_freeze(fd, s);
     // MSG_MORE: with the FIN, as one piece of news to an edge-triggered epoll, to which these bytes are none.
@@ -205,8 +206,7 @@ int mpklink_shutdown(int fd, int how) noexcept {
     if (before == 0) s->send_over_tcp.store_release(0);
     return result;
   }
-  s->shut.fetch_or(now);
-  if (both) stop_at_what_is_there(fd, s);
+  if ((s->shut.fetch_or(now) | now) == kShutBoth) stop_at_what_is_there(fd, s, true);
   if (how != SHUT_WR) s->sticky.fetch_or(kStickyIn);      // reads of an empty ring meet its end of file
   refresh_members(s);
   return result;

@@ -40,6 +40,7 @@ struct Look {
   bool filled = false;
   bool fault = false;
   bool lied = false;
+  bool shut = false;   // our own shutdown had refused whatever is not in the ring already, before we looked there
   bool moved = false;  // the path changed just now, or the peer wants its bytes back
 };
 
@@ -71,6 +72,7 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   const Gate gate;
   ReceiveState& state = s->core->receive;
   const auto before = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
+  look.shut = incoming(s).consumer.closed.load_acquire() == kShut;  // SYNC: closed
   look.path = receive_path(&state, incoming(s), &look.lied);
   if (!look.lied && look.path == Path::kRing) {
     RingConsumer consumer = consumer_of(s);
@@ -144,8 +146,6 @@ bool unread_by_peer(Stream* s) {
   return producer.refresh() && producer.used() > 0 && !producer.frozen() && !outgoing(s).consumer.closed.load_acquire();
 }
 
-bool shut_both_ways(const Stream* s) { return s->shut.load_relaxed() == kShutBoth; }  // relaxed: own or earlier news
-
 // The stream was frozen, and the peer ended, or our own shutdown did, before all that was unread was given back: the rest is still in the
 // ring. What came over TCP since the switch is as much of it as was given back; behind our shutdown what was sent last did not get through.
 Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
@@ -157,7 +157,8 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   ReceiveState& state = s->core->receive;
   if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
   if (s->ended.load_relaxed()) return moved(0);                                          // relaxed: as well
-  if (in.producer.returned.load_acquire() != 0 && !shut_both_ways(s)) return moved(0);   // SYNC: returned
+  const bool refused = in.consumer.closed.load_acquire() == kShut && !s->handed_on.load_relaxed();  // SYNC: closed; relaxed: set once
+  if (in.producer.returned.load_acquire() != 0 && !refused) return moved(0);                        // SYNC: returned
   const std::uint64_t at = in.producer.switch_at.load_acquire();                         // SYNC: switch_at
   std::uint64_t received = state.tcp_received.load_relaxed();
   RingConsumer consumer = consumer_of(s);
@@ -177,13 +178,16 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
 
 // The ring is empty and the kernel says the peer has finished. A process that died with our bytes unread in its ring would
 // have been a reset on TCP, whose queue the kernel knows.
-Step end_of_input(const Call& c, std::size_t skip, std::size_t limit) {
+Step end_of_input(const Call& c, std::size_t skip, std::size_t limit, bool shut) {
   Stream* s = c.s;
   const int fd = c.fd;
   if (s->core == nullptr) return moved(0);
   const Step rest = rescue(c, skip, limit);
   if (rest.n != 0) return rest;
-  if (shut_both_ways(s)) s->ended.store_relaxed(1);  // relaxed: under the receive lock. TCP refuses what comes later
+  if (shut) {
+    s->ended.store_relaxed(1);  // relaxed: under the receive lock. TCP refuses what comes later
+    if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
+  }
   if (!alone(s)) return rest;
   // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
   if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);
@@ -234,7 +238,10 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   Step step = look_and_wake(c, skip, limit, &look);
   *follow = look.moved;
   if (step.error != EAGAIN) return step;
-  if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
+  // The answer to our shutdown comes behind what is still to be rescued.
+  if (!(look.shut && look.path == Path::kTcpAgain)) {
+    if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
+  }
   if (!must_ask_kernel(s, look.path)) return failed(EAGAIN);
 
   const ErrnoSaver keep;
@@ -277,8 +284,8 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
       return step;
     }
   }
-  if (error == 0) return end_of_input(c, skip, limit);
-  if (shut_both_ways(s) && s->core != nullptr) {  // the peer's answer to our end came while there was something to read
+  if (error == 0) return end_of_input(c, skip, limit, look.shut);
+  if (look.shut) {  // the peer's answer to our end came while there was something to read
     step = rescue(c, skip, limit);
     if (step.n > 0) s->pending_error.store_relaxed(static_cast<std::uint32_t>(error));  // relaxed: under the lock
     if (step.n != 0) return step;

@@ -28,6 +28,7 @@ bool asked_for(Stream* s) {
   const Gate gate;
   if (static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return false;  // relaxed: send lock
   if (s->send_over_tcp.load_relaxed()) return false;  // relaxed: TCP takes nothing more of us; the rest is read from the ring
+  if (stop_at_shut_peer(&s->core->send, outgoing(s))) return false;
   const bool told = incoming(s).producer.look_back.load_acquire() != 0;  // SYNC: look_back
   if (told || s->stalled.load_relaxed()) freeze(&outgoing(s).consumer);   // relaxed: own word
   return (outgoing(s).consumer.head.load_acquire() & kFrozenBit) != 0;                        // SYNC: frozen
@@ -55,7 +56,8 @@ void leave_pinned(int fd, Stream* s) {
       // Until the peer has given everything back, this mapping is where the rest is found when it dies (receive.cc, rescue).
       RingConsumer consumer = consumer_of(s);
       const bool unread = !consumer.refresh() || consumer.available() > 0;
-      const bool lost = s->shut.load_relaxed() == kShutBoth;  // relaxed: a look. TCP may have refused what came back
+      // SYNC: closed. TCP may have refused what came back. Relaxed: set once
+      const bool lost = incoming(s).consumer.closed.load_acquire() == kShut && !s->handed_on.load_relaxed();
       if (unread && (lost || incoming(s).producer.returned.load_acquire() == 0)) return;  // SYNC: returned
       returned_with_fin(s->core->send, &outgoing(s).producer, s->core->producer.tail.load_relaxed());  // relaxed: both locks
       incoming(s).consumer.closed.exchange(kClosed);                  // SYNC: closed. The slot may be used again
@@ -76,6 +78,7 @@ void freeze_outgoing(int fd, Stream* s) {
     const TransferLock lock(fd, s, TransferLock::kSend);
     if (!lock.held() || s->core == nullptr) return;
     const Gate gate;
+    if (stop_at_shut_peer(&s->core->send, outgoing(s))) return;
     freeze(&outgoing(s).consumer);
   }
   give_back_all(fd, s);
@@ -130,7 +133,8 @@ void wait_until_returned(int fd, Stream* s) {
     answer_in_this_process(s);
     {
       const Gate gate;
-      if (incoming(s).producer.returned.load_acquire() != 0) break;  // SYNC: returned
+      if (incoming(s).producer.returned.load_acquire() != 0) break;   // SYNC: returned
+      if (incoming(s).consumer.closed.load_acquire() == kShut) break;  // SYNC: closed. It stays where it is
     }
     if (now_ns() - start > kReturnWaitNs) {
       log(LogLevel::kInfo, FMT_COMPILE("fd {}: the peer is busy elsewhere; unread bytes come back at its next operation"), fd);
@@ -196,12 +200,16 @@ void await_returned(int fd, Stream* s) {
   if (expected) wait_until_returned(fd, s);
 }
 
-void stop_at_what_is_there(int fd, Stream* s) {
-  const TransferLock lock(fd, s, TransferLock::kReceive);
-  if (!lock.held() || s->core == nullptr) return;
-  const Gate gate;
-  std::uint32_t open = kOpen;
-  incoming(s).consumer.closed.compare_exchange(open, kShut);  // SYNC: closed
+void stop_at_what_is_there(int fd, Stream* s, bool is_shut) {
+  if (!pin(fd, s)) return;
+  {
+    const Gate gate;
+    ConsumerLine& line = incoming(s).consumer;
+    std::uint32_t open = kOpen;
+    const bool frozen = (line.head.load_acquire() & kFrozenBit) != 0;         // SYNC: frozen
+    if (is_shut || !frozen) line.closed.compare_exchange(open, kShut);  // SYNC: closed
+  }
+  unpin(s);
 }
 
 void note_revoked(Stream* s) {

@@ -332,7 +332,7 @@ int unsent_bytes(int fd, Stream* s) {
   const Gate gate;
   RingProducer producer = producer_of(s);
   if (!producer.refresh()) return in_kernel;
-  if (producer.frozen() && static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return in_kernel;
+  if (static_cast<Path>(s->core->send.path.load_relaxed()) == Path::kTcpAgain) return in_kernel;
   const std::uint64_t sum = producer.used() + static_cast<std::uint64_t>(in_kernel);
   return sum > INT_MAX ? INT_MAX : static_cast<int>(sum);
 }

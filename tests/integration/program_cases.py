@@ -36,7 +36,8 @@ CASES = {
     ).split(),
     "semantics_errors": (
         "reset_recv reset_send reset_so_error reset_unread reset_unread_send closed_send closed_unread_send sigpipe shut_zero"
-        " shut_read_data shut_both shut_both_read shut_both_unread shut_in_turn shut_both_closed unconnected stale_number"
+        " shut_read_data shut_both shut_both_read shut_both_unread shut_both_spawn"
+        " shut_in_turn shut_both_closed unconnected stale_number"
     ).split(),
     "semantics_connect": "nonblocking refused retry pending self unspec unspec_warm accept".split(),
     "semantics_wait": (

@@ -234,7 +234,10 @@ void expect_refusal(int fd, Peer* peer, bool read_first) {
   }
   peer->now(Do::kSend, 7);  // not known there yet
   peer->await_events(POLLIN | POLLOUT | POLLERR | POLLHUP | POLLRDHUP);
-  if (!read_first) peer->take(1000);
+  if (!read_first) {
+    peer->take(400);
+    peer->take(600);  // before the error
+  }
   int unread = -1;
   CHECK_EQ(ioctl(fd, FIONREAD, &unread), 0);
   CHECK_EQ(unread, 0);
@@ -262,6 +265,16 @@ void shut_both_unread_server(int fd, const Sync& sync) {
   Peer peer(fd, sync);
   peer.arrive(1000);
   CHECK_EQ(shutdown(fd, SHUT_RDWR), 0);
+  expect_refusal(fd, &peer, false);
+}
+
+// The same with a stream that has to go back to the socket in between (a child process inherits it).
+void shut_both_spawn_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  peer.arrive(1000);
+  CHECK_EQ(shutdown(fd, SHUT_RDWR), 0);
+  CHECK_EQ(fcntl(fd, F_SETFD, 0), 0);
+  CHECK_EQ(system(":"), 0);
   expect_refusal(fd, &peer, false);
 }
 
@@ -346,6 +359,7 @@ const Case kCases[] = {
     {"shut_both", shut_both_server, obedient_client},
     {"shut_both_read", shut_both_read_server, obedient_client},
     {"shut_both_unread", shut_both_unread_server, obedient_client},
+    {"shut_both_spawn", shut_both_spawn_server, obedient_client},
     {"shut_in_turn", shut_in_turn_server, obedient_client},
     {"shut_both_closed", shut_both_closed_server, obedient_client},
     {"unconnected", unconnected_server, obedient_client},
