@@ -190,9 +190,7 @@ int mpklink_shutdown(int fd, int how) noexcept {
     if (result == 0) s->shut.fetch_or(now);
     return result;
   }
-  const bool both = (s->shut.load_relaxed() | now) == kShutBoth;  // relaxed: own or earlier news
-  if (both) await_returned(fd, s);  // TCP takes nothing more then
-  if (both) stop_at_what_is_there(fd, s, false);
+  begin_shutdown(fd, s, now);
   if (how == SHUT_WR || how == SHUT_RDWR) {  // before the FIN
     answer_freeze(fd, s);
     // MSG_MORE: with the FIN, as one piece of news to an edge-triggered epoll, to which these bytes are none.
@@ -206,7 +204,7 @@ int mpklink_shutdown(int fd, int how) noexcept {
     if (before == 0) s->send_over_tcp.store_release(0);
     return result;
   }
-  if ((s->shut.fetch_or(now) | now) == kShutBoth) stop_at_what_is_there(fd, s, true);
+  end_shutdown(fd, s, now);
   if (how != SHUT_WR) s->sticky.fetch_or(kStickyIn);      // reads of an empty ring meet its end of file
   refresh_members(s);
   return result;

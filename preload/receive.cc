@@ -40,7 +40,8 @@ struct Look {
   bool filled = false;
   bool fault = false;
   bool lied = false;
-  bool shut = false;   // our own shutdown had refused whatever is not in the ring already, before we looked there
+  bool refusing = false;  // our own shutdown refuses what comes over TCP, or is about to
+  bool shut = false;      // and the peer knew, before we looked, what the ring has
   bool moved = false;  // the path changed just now, or the peer wants its bytes back
 };
 
@@ -72,6 +73,7 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   const Gate gate;
   ReceiveState& state = s->core->receive;
   const auto before = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
+  look.refusing = s->core->shut_begun.load_acquire() == kShutBoth;
   look.shut = incoming(s).consumer.closed.load_acquire() == kShut;  // SYNC: closed
   look.path = receive_path(&state, incoming(s), &look.lied);
   if (!look.lied && look.path == Path::kRing) {
@@ -147,7 +149,8 @@ bool unread_by_peer(Stream* s) {
 }
 
 // The stream was frozen, and the peer ended, or our own shutdown did, before all that was unread was given back: the rest is still in the
-// ring. What came over TCP since the switch is as much of it as was given back; behind our shutdown what was sent last did not get through.
+// ring. What came over TCP since the switch is as much of it as was given back, unless others took some; what was given back behind our
+// shutdown did not get through.
 Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   Stream* s = c.s;
   Window to;
@@ -157,8 +160,7 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   ReceiveState& state = s->core->receive;
   if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
   if (s->ended.load_relaxed()) return moved(0);                                          // relaxed: as well
-  const bool refused = in.consumer.closed.load_acquire() == kShut && !s->handed_on.load_relaxed();  // SYNC: closed; relaxed: set once
-  if (in.producer.returned.load_acquire() != 0 && !refused) return moved(0);                        // SYNC: returned
+  if (s->handed_on.load_relaxed() && in.producer.returned.load_acquire() != 0) return moved(0);  // relaxed: set once. SYNC: returned
   const std::uint64_t at = in.producer.switch_at.load_acquire();                         // SYNC: switch_at
   std::uint64_t received = state.tcp_received.load_relaxed();
   RingConsumer consumer = consumer_of(s);
@@ -239,7 +241,7 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
   *follow = look.moved;
   if (step.error != EAGAIN) return step;
   // The answer to our shutdown comes behind what is still to be rescued.
-  if (!(look.shut && look.path == Path::kTcpAgain)) {
+  if (!(look.refusing && look.path == Path::kTcpAgain)) {
     if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
   }
   if (!must_ask_kernel(s, look.path)) return failed(EAGAIN);
@@ -285,11 +287,11 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
     }
   }
   if (error == 0) return end_of_input(c, skip, limit, look.shut);
-  if (look.shut) {  // the peer's answer to our end came while there was something to read
+  if (look.refusing) {  // the peer's answer to our end came while there was something to read
     step = rescue(c, skip, limit);
     if (step.n > 0) s->pending_error.store_relaxed(static_cast<std::uint32_t>(error));  // relaxed: under the lock
     if (step.n != 0) return step;
-    s->ended.store_relaxed(1);  // relaxed: as above
+    if (look.shut) s->ended.store_relaxed(1);  // relaxed: as above
   }
   return failed(error);
 }

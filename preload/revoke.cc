@@ -56,8 +56,8 @@ void leave_pinned(int fd, Stream* s) {
       // Until the peer has given everything back, this mapping is where the rest is found when it dies (receive.cc, rescue).
       RingConsumer consumer = consumer_of(s);
       const bool unread = !consumer.refresh() || consumer.available() > 0;
-      // SYNC: closed. TCP may have refused what came back. Relaxed: set once
-      const bool lost = incoming(s).consumer.closed.load_acquire() == kShut && !s->handed_on.load_relaxed();
+      // TCP may have refused what came back. Relaxed: set once
+      const bool lost = s->core->shut_begun.load_acquire() == kShutBoth && !s->handed_on.load_relaxed();
       if (unread && (lost || incoming(s).producer.returned.load_acquire() == 0)) return;  // SYNC: returned
       returned_with_fin(s->core->send, &outgoing(s).producer, s->core->producer.tail.load_relaxed());  // relaxed: both locks
       incoming(s).consumer.closed.exchange(kClosed);                  // SYNC: closed. The slot may be used again
@@ -146,6 +146,18 @@ void wait_until_returned(int fd, Stream* s) {
   unpin(s);
 }
 
+// Bytes of a frozen ring that are on their way: waits for them, a bounded time.
+void await_returned(int fd, Stream* s) {
+  bool expected = false;
+  {
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (!lock.held() || s->core == nullptr) return;
+    const Gate gate;
+    expected = consumer_of(s).frozen() && not_received(s) > 0;
+  }
+  if (expected) wait_until_returned(fd, s);
+}
+
 bool try_answer_freeze(int fd, Stream* s);  // false: `fd` does not name it
 
 // What arrives from now on may be taken without our counting it.
@@ -189,25 +201,24 @@ void end_with_reset(int fd, Stream* s) {
   real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
 }
 
-void await_returned(int fd, Stream* s) {
-  bool expected = false;
+void begin_shutdown(int fd, Stream* s, std::uint32_t how) {
+  if (!pin(fd, s)) return;
+  std::uint32_t begun = 0;
   {
-    const TransferLock lock(fd, s, TransferLock::kReceive);
-    if (!lock.held() || s->core == nullptr) return;
     const Gate gate;
-    expected = consumer_of(s).frozen() && not_received(s) > 0;
+    begun = s->core->shut_begun.fetch_or(how) | how;
   }
-  if (expected) wait_until_returned(fd, s);
+  if (begun == kShutBoth) await_returned(fd, s);
+  unpin(s);
 }
 
-void stop_at_what_is_there(int fd, Stream* s, bool is_shut) {
+void end_shutdown(int fd, Stream* s, std::uint32_t how) {
+  s->shut.fetch_or(how);
   if (!pin(fd, s)) return;
   {
     const Gate gate;
-    ConsumerLine& line = incoming(s).consumer;
     std::uint32_t open = kOpen;
-    const bool frozen = (line.head.load_acquire() & kFrozenBit) != 0;         // SYNC: frozen
-    if (is_shut || !frozen) line.closed.compare_exchange(open, kShut);  // SYNC: closed
+    if ((s->core->shut_done.fetch_or(how) | how) == kShutBoth) incoming(s).consumer.closed.compare_exchange(open, kShut);  // SYNC: closed
   }
   unpin(s);
 }

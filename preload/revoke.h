@@ -31,11 +31,11 @@ void end_with_reset(int fd, Stream* s);
 // A look found that a direction changed its path, or that the peer asks for an answer. No lock held.
 void path_moved(int fd, Stream* s);
 
-// The socket is about to be shut down both ways: waits a bounded time for bytes of a frozen ring that are on their way. No lock held.
-void await_returned(int fd, Stream* s);
-// The peer's bytes from now on go over TCP, which refuses them; those in the ring can be read. Called before the shutdown, so that a peer woken by
-// its FIN knows, and after it: a frozen ring's bytes must not be overtaken by what TCP still takes. No lock held.
-void stop_at_what_is_there(int fd, Stream* s, bool is_shut);
+// shutdown(2) is about to do `how` (Shut). Before TCP takes nothing more: waits a bounded time for bytes of a frozen ring that are on their
+// way. No lock held.
+void begin_shutdown(int fd, Stream* s, std::uint32_t how);
+// It has. Shut down both ways: the peer's bytes from now on go over TCP, which refuses them; those in the ring can be read. No lock held.
+void end_shutdown(int fd, Stream* s, std::uint32_t how);
 
 // Threads of ours that sleep on the stream look again. No lock held.
 void wake_own_sleepers(int fd, Stream* s);

@@ -36,6 +36,7 @@ struct StreamCore {
   Atomic<std::uint32_t> send_owner;     // thread id; taken besides the private lock once the stream is forked
   Atomic<std::uint32_t> receive_owner;
   Atomic<std::uint32_t> holders;        // processes that have the stream; one that was killed is never taken off
+  Atomic<std::uint32_t> shut_begun, shut_done;  // Shut: what shutdown(2), of any process, is about to do, and what it did
 };
 static_assert(sizeof(StreamCore) <= kPage);
 

@@ -47,6 +47,8 @@ holds | again, receiver freezes            | safe | -DCHANNELS=2 -DR_FREEZE=1 -D
 holds | again, sender freezes              | safe | -DCHANNELS=2 -DS_FREEZE=1 -DBYTES=3
 holds | away from the library              | safe | -DAWAY
 holds | away, the freezer stays            | safe | -DAWAY -DS_FREEZE=1 -DFREEZER_STAYS -DBYTES=3 -DTCP_ROOM=1
+holds | shut both ways                     | safe | -DSHUT -DRING=2 -DBYTES=3
+holds | shut both ways, receiver freezes   | safe | -DSHUT -DR_FREEZE=1 -DBYTES=2 -DTCP_ROOM=1
 holds | every run ends                     | ends | -DR_FREEZE=1 -DBYTES=2
 found | away, receiver freezes (a limit)   | safe | -DAWAY -DR_FREEZE=1
 found | away, the freezer leaves (a limit) | safe | -DAWAY -DS_FREEZE=1 -DBYTES=3 -DTCP_ROOM=1
@@ -76,6 +78,8 @@ found | return before freeze               | safe | -DRETURN_BEFORE_FREEZE -DS_F
 found | return from an old head            | safe | -DCURSOR_FROM_OLD_HEAD -DS_FREEZE=1
 found | new channel before the return      | safe | -DRENEW_BEFORE_RETURN -DCHANNELS=2 -DR_FREEZE=1 -DBYTES=3
 found | new channel without the receiver   | safe | -DRENEW_UNASKED -DCHANNELS=2 -DS_FREEZE=1
+found | told of the shutdown before it     | safe | -DSHUT -DSHUT_WORD_EARLY
+found | no rescue of what was refused      | safe | -DSHUT -DRESCUE_UNLESS_RETURNED -DR_FREEZE=1 -DBYTES=2
 CASES
   [ "$full" = 0 ] || cat <<'CASES'
 holds | full: switch and sleep             | safe | -DBYTES=8 -DRING=3 -DTCP_ROOM=3
@@ -92,6 +96,8 @@ holds | full: close without waiting        | safe | -DCLOSE_AT_ONCE -DR_FREEZE=1
 holds | full: again, either freezes        | safe | -DCHANNELS=2 -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=3
 holds | full: again, receiver twice        | safe | -DCHANNELS=2 -DR_FREEZE=2
 holds | full: again, sender twice          | safe | -DCHANNELS=2 -DS_FREEZE=2
+holds | full: shut, receiver freezes       | safe | -DSHUT -DR_FREEZE=1 -DBYTES=3 -DTCP_ROOM=1
+holds | full: shut, sender freezes         | safe | -DSHUT -DS_FREEZE=1 -DBYTES=2 -DTCP_ROOM=1
 holds | full: every run ends, both freeze  | ends | -DR_FREEZE=1 -DS_FREEZE=1 -DBYTES=2
 holds | full: every run ends, again        | ends | -DCHANNELS=2 -DR_FREEZE=1 -DBYTES=3
 CASES

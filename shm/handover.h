@@ -11,11 +11,11 @@
 //   byte taken from the ring, in order, whoever reads it: that is what the kernel needs to go on without us.
 //   The sender looks at the bit before it writes, and again behind the fence of its publish: a freezer sets the bit (a
 //   fence), then rings; so a sender in the middle of a write sees the bit, and one asleep is woken (shm/ready.h).
-// Invariant (shut): the receiver sets closed = kShut (never back) once its socket is shut down both ways, or is just about to be and the ring
-//   is not frozen. A sender that sees it puts nothing more into the ring and gives nothing of it back, so the ring's bytes come before
-//   anything TCP still accepts. The receiver tells an end as final only after a look at the ring that followed its seeing kShut. A sender that
-//   looked just before and publishes just after loses those bytes, as TCP refuses what arrives behind the shutdown. A peer that writes the
-//   word falsely loses its own bytes only.
+// Invariant (shut): the receiver sets closed = kShut (never back) once its socket is shut down both ways, not earlier: what TCP still accepted
+//   of a sender that had seen it would overtake the ring's bytes. A sender that sees it puts nothing more into the ring and gives nothing of
+//   it back; what it gave back just before TCP may have refused, so the receiver counts what arrived and reads the rest of the ring. It
+//   tells an end as final only after a look at the ring that followed its seeing kShut. A sender that looked just before and publishes just
+//   after loses those bytes, as TCP refuses what arrives behind the shutdown. A peer that writes the word falsely loses its own bytes only.
 #pragma once
 #include <cstdint>
 

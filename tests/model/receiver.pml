@@ -41,7 +41,16 @@ inline look_at_switch() {
   at = 0
 }
 
-#define RESCUABLE (r_path == TCP_AGAIN && LOAD(SWITCH_AT(r_channel)) && r_tcp >= LOAD(SWITCH_AT(r_channel)) && \
+// Nothing more comes over TCP: the sender has finished, or we take nothing more.
+#define ENDED (fin || refused)
+
+#ifdef RESCUE_UNLESS_RETURNED
+#define ALL_RETURNED LOAD(RETURNED(r_channel))
+#else
+#define ALL_RETURNED false
+#endif
+
+#define RESCUABLE (!ALL_RETURNED && r_path == TCP_AGAIN && LOAD(SWITCH_AT(r_channel)) && r_tcp >= LOAD(SWITCH_AT(r_channel)) && \
                    r_head + r_tcp - LOAD(SWITCH_AT(r_channel)) < LOAD(TAIL(r_channel)))
 
 // One byte, or two if they are there. At its end: bytes that the sender, closed or dead, could not return are taken from the ring.
@@ -56,8 +65,8 @@ inline read_tcp() {
      :: r_path == TCP -> look_at_switch()
      :: else
      fi
-  :: atomic { empty(tcp) && !fin && FENCED }
-  :: atomic { empty(tcp) && fin && FENCED } ->
+  :: atomic { empty(tcp) && !ENDED && FENCED }
+  :: atomic { empty(tcp) && ENDED && FENCED } ->
 #ifndef NO_RESCUE
      do
      :: atomic { RESCUABLE -> b = AT(r_channel, r_head + r_tcp - LOAD(SWITCH_AT(r_channel))); deliver(b); r_tcp++; b = 0 }
@@ -134,8 +143,8 @@ inline read_ring() {
         if  // the ring is empty, as far as seen: what does TCP say?
         :: atomic { nempty(tcp) && FENCED };  // the next look finds FROZEN, or the peer lied
            atomic { assert(LOAD(HEAD(r_channel)) & FROZEN); r_path = TCP_AGAIN }
-        :: atomic { empty(tcp) && !fin && FENCED }
-        :: atomic { empty(tcp) && fin && FENCED };
+        :: atomic { empty(tcp) && !ENDED && FENCED }
+        :: atomic { empty(tcp) && ENDED && FENCED };
 #ifdef EOF_UNCHECKED
            eof = true
 #else
@@ -161,7 +170,7 @@ inline sleep_armed() {
   :: r_path == IN_RING && LOAD(TAIL(r_channel)) != r_head
 #endif
   :: else ->
-     atomic { FENCED && (r_bell || nempty(tcp) || fin) -> r_bell = false }
+     atomic { FENCED && (r_bell || nempty(tcp) || ENDED) -> r_bell = false }
   fi;
   STORE(R_ARMED, 0)
 }
@@ -169,7 +178,7 @@ inline sleep_armed() {
 // Asleep: in recv(), in the kernel alone, or armed and in poll().
 inline sleep_receiver() {
   if
-  :: r_path != IN_RING -> nempty(tcp) || fin
+  :: r_path != IN_RING -> nempty(tcp) || ENDED
   :: else -> sleep_armed()
   fi
 }
@@ -193,6 +202,11 @@ active proctype receiver() {
      fi
   :: eof -> break
   od;
+#ifdef SHUT
+  assert(r_received >= promised);  // whatever was sent later TCP may refuse
+  atomic { FENCED -> mem[SHUT_WORD] = 1; hung_up = true }
+#else
   assert(r_received >= s_sent);
   assert(crash || r_received == BYTES)
+#endif
 }

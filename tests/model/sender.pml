@@ -1,8 +1,25 @@
 // SPDX-License-Identifier: MIT
 // The sending process of stream.pml.
 
+// One byte is given to TCP. The first one that a socket shut down both ways refuses is answered with a reset.
+inline to_tcp(byte_of_it) {
+  if
+  :: refused -> reset = true
+  :: else -> tcp!byte_of_it
+  fi
+}
+#define TCP_TAKES (len(tcp) < TCP_ROOM || refused)
+
 // Send lock held. Looks at the head word; a freeze met in TCP or DRAINING has nothing to return (head == tail == 0).
 inline look_at_head() {
+#ifdef SHUT
+  atomic {  // what is in the ring stays there, what follows is TCP's to refuse
+    if
+    :: (s_path == IN_RING || s_path == RETURNING) && LOAD(SHUT_WORD) -> s_path = TCP_AGAIN
+    :: else
+    fi
+  };
+#endif
   atomic {
     head = LOAD(HEAD(s_channel));
     if
@@ -15,10 +32,10 @@ inline look_at_head() {
 // Send lock held. Gives back what TCP takes now.
 inline give_back() {
   do
-  :: atomic { s_path == RETURNING && s_cursor < s_tail && nfull(tcp) && FENCED ->
-              tcp!AT(s_channel, s_cursor); s_cursor++; s_tcp++ }
+  :: atomic { s_path == RETURNING && s_cursor < s_tail && TCP_TAKES && FENCED ->
+              to_tcp(AT(s_channel, s_cursor)); s_cursor++; s_tcp++ }
   :: atomic { s_path == RETURNING && s_cursor == s_tail -> STORE(RETURNED(s_channel), 1); s_path = TCP_AGAIN; s_cursor = 0 }
-  :: s_path != RETURNING || (s_cursor < s_tail && full(tcp)) -> break
+  :: s_path != RETURNING || (s_cursor < s_tail && !TCP_TAKES) -> break
   od
 }
 
@@ -60,7 +77,7 @@ inline begin_switch() {
 
 inline send_over_tcp() {
   if
-  :: atomic { nfull(tcp) && FENCED -> s_sent++; tcp!s_sent; s_tcp++;
+  :: atomic { TCP_TAKES && FENCED -> s_sent++; to_tcp(s_sent); s_tcp++;
        if
        :: s_path == DRAINING -> s_left--;
           if
@@ -69,7 +86,7 @@ inline send_over_tcp() {
           fi
        :: else
        fi }
-  :: full(tcp) -> why = ROOM
+  :: !TCP_TAKES -> why = ROOM
   fi;
 #ifdef SWITCH_AT_LATE
   if
@@ -178,11 +195,12 @@ inline sleep_sender() {
      :: why == NOTHING
      :: why != NOTHING ->
         atomic {
-          FENCED && (s_bell || (why == REPLY && r_received == s_sent) || (WRITABLE && nfull(tcp))) ->
+          FENCED && (s_bell || (why == REPLY && r_received == s_sent) || (WRITABLE && TCP_TAKES) || (why == REPLY && refused) || hung_up) ->
           if
           :: s_bell -> s_bell = false
           :: why == REPLY && r_received == s_sent -> why = NOTHING
-          :: WRITABLE && nfull(tcp)
+          :: WRITABLE && TCP_TAKES
+          :: (why == REPLY && refused) || hung_up -> why = NOTHING
           fi;
           writable = false;
           if
@@ -218,7 +236,7 @@ active proctype sender() {
   bool writable, late;
   {
     do
-    :: s_sent < BYTES ->
+    :: s_sent < BYTES && !reset ->
        send();
        if
        :: why != NOTHING -> sleep_sender()
@@ -228,7 +246,7 @@ active proctype sender() {
        :: why == NOTHING -> r_received == s_sent  // waits for the reply where the library is not asked
 #endif
        fi
-    :: s_sent == BYTES -> break
+    :: s_sent == BYTES || reset -> break
     od;
     close_sender()
   } unless { crash -> atomic { FENCED -> fin = true; s_closed = true } }

@@ -38,7 +38,8 @@
 #define LOOK_HERE (6 * CHANNELS + 2)
 #define S_LOCK (6 * CHANNELS + 3)
 #define R_LOCK (6 * CHANNELS + 4)
-#define MEMORY_WORDS (6 * CHANNELS + 5)
+#define SHUT_WORD (6 * CHANNELS + 5)  /* the receiver's socket is shut down both ways */
+#define MEMORY_WORDS (6 * CHANNELS + 6)
 #define FROZEN 128
 #define POSITION(head) ((head) & 127)
 
@@ -51,6 +52,8 @@ byte ring[CHANNELS * RING];
 // The kernel: TCP, and an eventfd at each side.
 chan tcp = [TCP_ROOM] of { byte };
 bool fin, s_bell, r_bell;
+bool refused, reset;  // SHUT: TCP delivers what it has and drops the rest; and the sender has been told
+bool hung_up;         // SHUT: the receiver, having read its end, closes: that wakes whoever sleeps
 
 mtype = { TCP, DRAINING, IN_RING, RETURNING, TCP_AGAIN, SPACE, ROOM, REPLY, NOTHING };
 
@@ -61,6 +64,7 @@ bool s_closed;
 mtype r_path = TCP;
 byte r_channel, r_head, r_tcp, r_received;
 
+byte promised;  // SHUT: sent before the shutdown began
 bool crash;  // CRASH: the sending process is killed
 
 // Both ends ------------------------------------------------------------------------------------------------------------
@@ -158,6 +162,24 @@ active proctype receiver_freezes() {
      UNLOCK(R_LOCK)
   :: break
   od
+}
+#endif
+
+#ifdef SHUT
+// The receiving process shuts its socket down both ways, and says so to the sender.
+active proctype receiver_shuts() {
+  atomic { FENCED -> promised = s_sent };
+#ifdef SHUT_WORD_EARLY
+  atomic {
+    FENCED ->
+    if
+    :: mem[HEAD(0)] & FROZEN
+    :: else -> mem[SHUT_WORD] = 1
+    fi
+  };
+#endif
+  refused = true;
+  atomic { FENCED -> mem[SHUT_WORD] = 1 }
 }
 #endif
 
