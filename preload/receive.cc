@@ -149,7 +149,7 @@ bool unread_by_peer(Stream* s) {
 }
 
 // The stream was frozen, and the peer ended, or our own shutdown did, before all that was unread was given back: the rest is still in the
-// ring. What came over TCP since the switch is as much of it as was given back, unless others took some; what was given back behind our
+// ring. What came over TCP since the switch is as much of it as was given back; what was given back behind our
 // shutdown did not get through.
 Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   Stream* s = c.s;
@@ -159,8 +159,10 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   const Direction& in = incoming(s);
   ReceiveState& state = s->core->receive;
   if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
+  if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
   if (s->ended.load_relaxed()) return moved(0);                                          // relaxed: as well
-  if (s->handed_on.load_relaxed() && in.producer.returned.load_acquire() != 0) return moved(0);  // relaxed: set once. SYNC: returned
+  const bool refused = s->core->shut_begun.load_acquire() == kShutBoth && all_counted(s);
+  if (in.producer.returned.load_acquire() != 0 && !refused) return moved(0);             // SYNC: returned
   const std::uint64_t at = in.producer.switch_at.load_acquire();                         // SYNC: switch_at
   std::uint64_t received = state.tcp_received.load_relaxed();
   RingConsumer consumer = consumer_of(s);

@@ -56,11 +56,12 @@ void leave_pinned(int fd, Stream* s) {
       // Until the peer has given everything back, this mapping is where the rest is found when it dies (receive.cc, rescue).
       RingConsumer consumer = consumer_of(s);
       const bool unread = !consumer.refresh() || consumer.available() > 0;
-      // TCP may have refused what came back. Relaxed: set once
-      const bool lost = s->core->shut_begun.load_acquire() == kShutBoth && !s->handed_on.load_relaxed();
+      // TCP may have refused what came back.
+      const bool lost = s->core->shut_begun.load_acquire() == kShutBoth && all_counted(s);
       if (unread && (lost || incoming(s).producer.returned.load_acquire() == 0)) return;  // SYNC: returned
       returned_with_fin(s->core->send, &outgoing(s).producer, s->core->producer.tail.load_relaxed());  // relaxed: both locks
-      incoming(s).consumer.closed.exchange(kClosed);                  // SYNC: closed. The slot may be used again
+      if (s->core->holders.load_acquire() > 1) s->core->left.exchange(1);  // SYNC: holders
+      incoming(s).consumer.closed.exchange(kClosed);                       // SYNC: closed. The slot may be used again
     }
     back_to_tcp(s);
   }
@@ -195,7 +196,7 @@ void end_with_reset(int fd, Stream* s) {
   if (!lock.held() || s->core == nullptr) return;
   {
     const Gate gate;
-    if (s->handed_on.load_relaxed() || not_received(s) == 0) return;  // relaxed: set once
+    if (!all_counted(s) || not_received(s) == 0) return;
   }
   const linger reset = {1, 0};
   real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);

@@ -110,7 +110,7 @@ void tell_peer_we_closed(Stream* s, bool* unread) {
     Direction& in = incoming(s);
     // Whoever else has the socket gets from the kernel what was unread of a frozen ring. What the peer gave back counts, too: a busy
     // kernel may not have delivered it yet, and would end the connection in order.
-    *unread = !s->handed_on.load_relaxed() && not_received(s) > 0;  // relaxed: set once
+    *unread = all_counted(s) && not_received(s) > 0;
     in.consumer.closed.exchange(kClosed);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
@@ -212,6 +212,10 @@ std::uint64_t not_received(Stream* s) {
   const std::uint64_t received = s->core->receive.tcp_received.load_relaxed();        // relaxed: a look, or under the receive lock
   const std::uint64_t got = at == 0 || received < at - 1 ? 0 : received - (at - 1);
   return got < consumer.available() ? consumer.available() - got : 0;
+}
+
+bool all_counted(const Stream* s) {
+  return !s->handed_on.load_relaxed() && !s->core->left.load_acquire();  // relaxed: set once
 }
 
 bool alone(Stream* s) {

@@ -36,6 +36,7 @@ struct StreamCore {
   Atomic<std::uint32_t> send_owner;     // thread id; taken besides the private lock once the stream is forked
   Atomic<std::uint32_t> receive_owner;
   Atomic<std::uint32_t> holders;        // processes that have the stream; one that was killed is never taken off
+  Atomic<std::uint32_t> left;           // a process has left the channel that others have still: it reads the socket as an ordinary one
   Atomic<std::uint32_t> shut_begun, shut_done;  // Shut: what shutdown(2), of any process, is about to do, and what it did
 };
 static_assert(sizeof(StreamCore) <= kPage);
@@ -124,6 +125,8 @@ struct Stream {
   Stream* next_free;
 };
 
+// False: bytes were taken out of the kernel that not_received() has not counted. Gate open, a lock or pin held.
+bool all_counted(const Stream* s);
 // Bytes of the incoming ring that this end has not got: of a frozen one, what came neither over TCP nor by rescue (receive.cc). A ring
 // whose indices are impossible counts as one byte. Gate open, a lock or pin held.
 std::uint64_t not_received(Stream* s);
