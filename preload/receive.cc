@@ -74,7 +74,7 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   ReceiveState& state = s->core->receive;
   const auto before = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
   look.refusing = s->core->shut_begun.load_acquire() == kShutBoth;
-  look.shut = incoming(s).consumer.closed.load_acquire() == kShut;  // SYNC: closed
+  look.shut = incoming(s).consumer.closed.load_acquire() == kShut;   // SYNC: closed
   look.path = receive_path(&state, incoming(s), &look.lied);
   if (!look.lied && look.path == Path::kRing) {
     RingConsumer consumer = consumer_of(s);
@@ -149,8 +149,8 @@ bool unread_by_peer(Stream* s) {
 }
 
 // The stream was frozen, and the peer ended, or our own shutdown did, before all that was unread was given back: the rest is still in the
-// ring. What came over TCP since the switch is as much of it as was given back; what was given back behind our
-// shutdown did not get through.
+// ring. What came over TCP since the switch is as much of it as was given back; what was given back behind our shutdown
+// did not get through.
 Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   Stream* s = c.s;
   Window to;
@@ -158,7 +158,6 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   const Gate gate;
   const Direction& in = incoming(s);
   ReceiveState& state = s->core->receive;
-  if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
   if (static_cast<Path>(state.path.load_relaxed()) != Path::kTcpAgain) return moved(0);  // relaxed: receive lock
   if (s->ended.load_relaxed()) return moved(0);                                          // relaxed: as well
   const bool refused = s->core->shut_begun.load_acquire() == kShutBoth && all_counted(s);
