@@ -13,9 +13,11 @@ from harness import SCRIPTS, SERVER, Combo
 ROUNDS = 2000
 MESSAGE_BYTES = 500
 
-neither_and_both = pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.BOTH], ids=lambda c: c.value)
-guards = pytest.mark.parametrize("guard", ["pkey", "off"])
-reports = pytest.mark.parametrize("report", [1, 0])
+settings = pytest.mark.parametrize(
+    "combo,guard,report",
+    [(Combo.NEITHER, "off", 0), (Combo.BOTH, "pkey", 1), (Combo.BOTH, "pkey", 0), (Combo.BOTH, "off", 1)],
+    ids=["neither", "pkey", "pkey-unreported", "off"],
+)
 
 
 def need(program: str) -> None:
@@ -35,16 +37,12 @@ def assert_undisturbed(bench, guard, report, argv, faults) -> None:
     bench.assert_ring(streams=2, min_bytes=2 * (ROUNDS - 20) * MESSAGE_BYTES, sides=[SERVER])
 
 
-@neither_and_both
-@guards
-@reports
+@settings
 def test_node_traps(bench, guard, report):
     assert_undisturbed(bench, guard, report, ["node", SCRIPTS / "node_trap.js", ROUNDS], [ROUNDS])
 
 
-@neither_and_both
-@guards
-@reports
+@settings
 def test_jvm_null_checks(bench, guard, report):
     need("java")
     if subprocess.run(["java", "--list-modules"], capture_output=True, text=True).stdout.find("jdk.compiler") < 0:
@@ -67,8 +65,6 @@ def go_program(tmp_path_factory):
     return where / "faults"
 
 
-@neither_and_both
-@guards
-@reports
+@settings
 def test_go_nil_pointers(bench, guard, report, go_program):
     assert_undisturbed(bench, guard, report, [go_program, ROUNDS], [ROUNDS])
