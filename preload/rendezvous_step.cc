@@ -186,7 +186,7 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   s->ring_tx_base = s->ring_rx_base = 0;
   const Gate gate;
   s->core->holders.store_relaxed(1);
-  s->core->left.store_relaxed(0);
+  s->core->uncounted.store_relaxed(0);
   const std::uint32_t shut = s->shut.load_relaxed();  // relaxed: as above
   s->core->shut_begun.store_relaxed(shut);
   s->core->shut_done.store_relaxed(shut);

@@ -60,8 +60,8 @@ void leave_pinned(int fd, Stream* s) {
       const bool lost = s->core->shut_begun.load_acquire() == kShutBoth && all_counted(s);
       if (unread && (lost || incoming(s).producer.returned.load_acquire() == 0)) return;  // SYNC: returned
       returned_with_fin(s->core->send, &outgoing(s).producer, s->core->producer.tail.load_relaxed());  // relaxed: both locks
-      if (s->core->holders.load_acquire() > 1) s->core->left.exchange(1);  // SYNC: holders
-      incoming(s).consumer.closed.exchange(kClosed);                       // SYNC: closed. The slot may be used again
+      if (s->core->holders.load_acquire() > 1) s->core->uncounted.fetch_or(kByPasser);  // SYNC: holders
+      incoming(s).consumer.closed.exchange(kClosed);                                    // SYNC: closed. The slot may be used again
     }
     back_to_tcp(s);
   }
@@ -161,12 +161,23 @@ void await_returned(int fd, Stream* s) {
 
 bool try_answer_freeze(int fd, Stream* s);  // false: `fd` does not name it
 
-// What arrives from now on may be taken without our counting it.
-bool takes_bytes_past_us(Reason reason) {
+// What arrives from now on may be taken without our counting it: Uncounted, or 0.
+std::uint32_t takes_bytes_past_us(Reason reason) {
   switch (reason) {
-    case Reason::kPassed: case Reason::kExec: case Reason::kStdio: case Reason::kAio: case Reason::kSplice: case Reason::kIoUring: return true;
-    default: return false;
+    case Reason::kPassed: case Reason::kExec: return kByOthers;
+    case Reason::kStdio: case Reason::kAio: case Reason::kSplice: case Reason::kIoUring: return kByPasser;
+    default: return 0;
   }
+}
+
+void note_uncounted(int fd, Stream* s, Reason reason) {
+  const std::uint32_t who = takes_bytes_past_us(reason);
+  if (who == 0 || !pin(fd, s)) return;
+  {
+    const Gate gate;
+    s->core->uncounted.fetch_or(who);
+  }
+  unpin(s);
 }
 
 // No upgrade step is under way afterwards, and none follows. False: the stream is not upgraded.
@@ -194,10 +205,7 @@ void wake_own_sleepers(int fd, Stream* s) {
 void end_with_reset(int fd, Stream* s) {
   const TransferLock lock(fd, s, TransferLock::kReceive);
   if (!lock.held() || s->core == nullptr) return;
-  {
-    const Gate gate;
-    if (!all_counted(s) || not_received(s) == 0) return;
-  }
+  if (!ends_unread(fd, s)) return;
   const linger reset = {1, 0};
   real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
 }
@@ -231,10 +239,11 @@ void note_revoked(Stream* s) {
 void revoke(int fd, Stream* s, Reason reason) {
   const ErrnoSaver keep;
   s->stay_plain.store_release(1);
-  if (takes_bytes_past_us(reason)) s->handed_on.store_release(1);
   make_plain(s, reason);
+  note_uncounted(fd, s, reason);
   if (!managed(state_of(s)) || locks_held_here() != 0) return;  // in a handler that interrupted us: nothing can be done
   if (!settle_upgrade(s, reason)) return;
+  note_uncounted(fd, s, reason);  // it was just being upgraded, perhaps
   count_plain(reason);
   freeze_outgoing(fd, s);
   if (freeze_incoming(fd, s)) wait_until_returned(fd, s);

@@ -2,8 +2,13 @@
 #include "preload/stream.h"
 
 #include <errno.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+
+#include <cstddef>
 
 #include "preload/assert.h"
 #include "preload/epoll_set.h"
@@ -69,7 +74,7 @@ void reset_stream(Stream* s) {
   s->tcp_tx_base = s->tcp_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
-      &s->shut, &s->ended, &s->low_water, &s->stay_plain, &s->handed_on, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
+      &s->shut, &s->ended, &s->low_water, &s->stay_plain, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
       &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in};
   for (auto* word : words) word->store_relaxed(0);
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns,
@@ -102,15 +107,21 @@ bool let_go(Stream* s) {
   return s->core->holders.fetch_add(~std::uint32_t{0}) == 1;  // SYNC: holders
 }
 
+// Bytes of the peer that the kernel has got in all, whoever took them (tcp(7), TCP_INFO); as many as there can be where it does not say.
+std::uint64_t arrived_over_tcp(int fd) {
+  tcp_info info = {};
+  socklen_t length = sizeof info;
+  if (real().getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return ~std::uint64_t{0};
+  if (length < offsetof(tcp_info, tcpi_bytes_received) + sizeof info.tcpi_bytes_received) return ~std::uint64_t{0};
+  return info.tcpi_bytes_received;  // and one for a FIN, which comes behind all
+}
+
 // The peer's producer may sleep on space that will never come, and its next send must meet TCP's answer.
-void tell_peer_we_closed(Stream* s, bool* unread) {
+void tell_peer_we_closed(Stream* s) {
   Wakeups wakeups;
   {
     const Gate gate;
     Direction& in = incoming(s);
-    // Whoever else has the socket gets from the kernel what was unread of a frozen ring. What the peer gave back counts, too: a busy
-    // kernel may not have delivered it yet, and would end the connection in order.
-    *unread = all_counted(s) && not_received(s) > 0;
     in.consumer.closed.exchange(kClosed);  // SYNC: closed. Exchange: the fence before the look at the waiters
     wakeups.collect(s);
   }
@@ -128,9 +139,10 @@ void close_managed(int fd, Stream* s) {
       std::uint32_t expected = kOffered;
       theirs = !s->channel->accept_state.compare_exchange(expected, kWithdrawn);
     }
-    if (theirs) tell_peer_we_closed(s, &unread);
+    unread = theirs && fd >= 0 && ends_unread(fd, s);
+    if (theirs) tell_peer_we_closed(s);
   }
-  if (unread && fd >= 0) {
+  if (unread) {
     // close(2) with unread data is a reset (RFC 1122 4.2.2.13); the kernel does not know of the bytes in the ring.
     const linger reset = {1, 0};
     real().setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
@@ -214,8 +226,22 @@ std::uint64_t not_received(Stream* s) {
   return got < consumer.available() ? consumer.available() - got : 0;
 }
 
-bool all_counted(const Stream* s) {
-  return !s->handed_on.load_relaxed() && !s->core->left.load_acquire();  // relaxed: set once
+bool all_counted(const Stream* s) { return s->core->uncounted.load_acquire() == 0; }
+
+bool ends_unread(int fd, Stream* s) {
+  {
+    const Gate gate;
+    const std::uint32_t uncounted = s->core->uncounted.load_acquire();
+    if (uncounted & kByOthers) return false;
+    // What the peer gave back counts, too: a busy kernel may not have delivered it yet, and would end the connection in order.
+    if (uncounted == 0) return not_received(s) > 0;
+  }
+  const std::uint64_t arrived = arrived_over_tcp(fd);
+  const Gate gate;
+  RingConsumer consumer = consumer_of(s);
+  if (!consumer.refresh()) return true;
+  const std::uint64_t at = incoming(s).producer.switch_at.load_acquire();  // SYNC: switch_at
+  return at != 0 && arrived < at - 1 + consumer.available();
 }
 
 bool alone(Stream* s) {

@@ -36,7 +36,7 @@ struct StreamCore {
   Atomic<std::uint32_t> send_owner;     // thread id; taken besides the private lock once the stream is forked
   Atomic<std::uint32_t> receive_owner;
   Atomic<std::uint32_t> holders;        // processes that have the stream; one that was killed is never taken off
-  Atomic<std::uint32_t> left;           // a process has left the channel that others have still: it reads the socket as an ordinary one
+  Atomic<std::uint32_t> uncounted;      // Uncounted
   Atomic<std::uint32_t> shut_begun, shut_done;  // Shut: what shutdown(2), of any process, is about to do, and what it did
 };
 static_assert(sizeof(StreamCore) <= kPage);
@@ -47,6 +47,12 @@ enum Sticky : std::uint32_t {
   kStickyRdhup = 2,   // FIN received
   kStickyHup = 4,
   kStickyErr = 8,
+};
+
+// Who takes bytes out of the kernel past our count of them, in any of the processes that have the stream.
+enum Uncounted : std::uint32_t {
+  kByPasser = 1,  // stdio, splice, aio, io_uring; a process that has left the channel and reads the socket as an ordinary one
+  kByOthers = 2,  // programs without us, or with a library of their own: the stream's end is theirs, too
 };
 
 enum Shut : std::uint32_t { kShutRead = 1, kShutWrite = 2, kShutBoth = 3 };
@@ -78,7 +84,6 @@ struct Stream {
   Hint<std::uint32_t> refusals;         // sends that found too little room for them: more of it is an edge
   Atomic<std::uint64_t> full_head, full_since_ns;  // the ring was found full with its head there, since then
   Atomic<std::uint32_t> stalled;        // … for so long that the stream goes back to TCP, whose buffers hold more
-  Atomic<std::uint32_t> handed_on;      // others take its bytes out of the kernel past us: stdio, splice, another process
   Atomic<std::uint32_t> answered;       // what the peer's look_back asked for was done
   Atomic<std::uint32_t> revoke_noted;   // counted
   Atomic<std::uint32_t> shut;           // Shut: what our own shutdown(2) did
@@ -125,8 +130,10 @@ struct Stream {
   Stream* next_free;
 };
 
-// False: bytes were taken out of the kernel that not_received() has not counted. Gate open, a lock or pin held.
+// False: bytes were taken out of the kernel, perhaps, that not_received() has not counted. Gate open, a lock or pin held.
 bool all_counted(const Stream* s);
+// The last that has the stream ends: bytes are unread of which the kernel does not know. A lock or pin held.
+bool ends_unread(int fd, Stream* s);
 // Bytes of the incoming ring that this end has not got: of a frozen one, what came neither over TCP nor by rescue (receive.cc). A ring
 // whose indices are impossible counts as one byte. Gate open, a lock or pin held.
 std::uint64_t not_received(Stream* s);

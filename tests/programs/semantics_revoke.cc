@@ -197,6 +197,52 @@ void splice_late_client(int fd, const Sync& sync) {
   close(fd);
 }
 
+// So it was with a forked child that has the stream still, and is the last: what its parent had taken it counted as unread.
+void splice_forked_server(int fd, const Sync& sync) {
+  sync.wait();
+  int ends[2], closed[2];
+  CHECK_EQ(pipe(ends), 0);
+  CHECK_EQ(pipe(closed), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    char byte;
+    close(closed[1]);
+    close(ends[1]);
+    _exit(read(closed[0], &byte, 1) == 0 ? 0 : 1);
+  }
+  close(closed[0]);
+  CHECK_EQ(splice(fd, nullptr, ends[1], nullptr, 3000, 0), 3000);
+  close(ends[1]);
+  recv_from_pipe(ends[0], 3000);
+  close(ends[0]);
+  close(fd);
+  close(closed[1]);
+  CHECK_EQ(reap(child), 0);
+}
+
+// The other way round: the peer is late, nothing was taken, and the close must be a reset although somebody might have taken it.
+void splice_nothing_server(int fd, const Sync& sync) {
+  sync.wait();
+  int ends[2];
+  CHECK_EQ(pipe2(ends, O_NONBLOCK), 0);
+  char block[4096] = {};
+  while (write(ends[1], block, sizeof block) > 0) {}
+  CHECK_ERRNO(splice(fd, nullptr, ends[1], nullptr, 3000, SPLICE_F_NONBLOCK), EAGAIN);  // the pipe is full
+  close(fd);
+  close(ends[0]);
+  close(ends[1]);
+}
+
+void splice_nothing_client(int fd, const Sync& sync) {
+  send_pattern(fd, kUp, 0, 3000);
+  sync.post();
+  sleep_ms(400);  // longer than a revoke waits for us
+  char byte;
+  CHECK_ERRNO(recv(fd, &byte, 1, 0), ECONNRESET);
+  close(fd);
+}
+
 // One thread closes and makes numbers of the stream, another gives back what the peer asks for, by whichever number it finds. A number
 // that was closed under it cost the bytes that were to go back, and the next send was told EBADF.
 constexpr int kNumberRounds = 60;
@@ -437,6 +483,8 @@ const Case kCases[] = {
     {"exec", exec_server, exec_client},     {"pass", echo_server, pass_client},
     {"stdio", echo_server, stdio_client},   {"splice", echo_server, splice_client},
     {"splice_late", splice_late_server, splice_late_client}, {"numbers", numbers_server, numbers_client},
+    {"splice_forked", splice_forked_server, splice_late_client},
+    {"splice_nothing", splice_nothing_server, splice_nothing_client},
     {"urgent", urgent_server, urgent_client}, {"full", full_server, full_client},
     {"wrong_shutdown", wrong_shutdown_server, wrong_shutdown_client},
     {"half_closed", handed_late_server, half_closed_client},
