@@ -42,7 +42,7 @@ struct Look {
   bool lied = false;
   bool refusing = false;  // our own shutdown refuses what comes over TCP, or is about to
   bool shut = false;      // and the peer knew, before we looked, what the ring has
-  bool moved = false;  // the path changed just now, or the peer wants its bytes back
+  bool moved = false;     // the path changed just now, or the peer wants its bytes back
 };
 
 // Takes from the ring what fits. Gate open.
@@ -74,7 +74,7 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   ReceiveState& state = s->core->receive;
   const auto before = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
   look.refusing = s->core->shut_begun.load_acquire() == kShutBoth;
-  look.shut = incoming(s).consumer.closed.load_acquire() == kShut;   // SYNC: closed
+  look.shut = incoming(s).consumer.closed.load_acquire() == kShut;  // SYNC: closed
   look.path = receive_path(&state, incoming(s), &look.lied);
   if (!look.lied && look.path == Path::kRing) {
     RingConsumer consumer = consumer_of(s);
@@ -187,10 +187,9 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit, bool shut)
   if (s->core == nullptr) return moved(0);
   const Step rest = rescue(c, skip, limit);
   if (rest.n != 0) return rest;
-  if (shut) {
-    s->ended.store_relaxed(1);  // relaxed: under the receive lock. TCP refuses what comes later
-    if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
-  }
+  if (shut) s->ended.store_relaxed(1);  // relaxed: under the receive lock. TCP refuses what comes later
+  // Kept back while there was something to rescue, whether our shutdown came to its end or failed.
+  if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));
   if (!alone(s)) return rest;
   // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
   if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);

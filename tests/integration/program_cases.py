@@ -69,7 +69,10 @@ CASES = {
     ).split(),
     "semantics_epoll_nested": "poll poll_out poll_edge poll_beside level asleep edge deep mixed closed".split(),
     "semantics_epoll_fork": "child parent closes polls".split(),
-    "semantics_revoke": "exec pass stdio splice splice_late numbers splice_forked splice_nothing urgent full wrong_shutdown half_closed closed waitall_stalled".split(),
+    "semantics_revoke": (
+        "exec pass stdio splice splice_late numbers splice_forked splice_nothing urgent full wrong_shutdown half_closed closed"
+        " waitall_stalled"
+    ).split(),
     "semantics_switch": "peek_all low_water".split(),
     "semantics_edges": "full_array wide_select small_stack cancel_sendfile crash_handler nonblocking_child".split(),
     "semantics_process": (

@@ -33,9 +33,9 @@ server.listen(0, '127.0.0.1', () => {
   socket.on('data', (bytes) => {
     for (const b of bytes) if (b !== (round & 255)) throw new Error(`round ${round}: byte ${b}`);
     got += bytes.length;
-    trap(round);
     if (got < kMessageBytes) return;
     got = 0;
+    trap(round);
     if (++round < rounds) return send();
     socket.end();
     server.close();
