@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <initializer_list>
 
 #include "asleep.h"
@@ -92,20 +93,21 @@ void handle(int number, void (*handler)(int), int flags) {
 
 int g_main_fd;
 Pair g_other;
-volatile sig_atomic_t g_handled, g_other_sent, g_other_taken, g_nested, g_depth;
+// Atomic: a handler comes into the middle of another one's counting. (A step lost so made the end wait for a byte that nobody had sent.)
+std::atomic<int> g_handled, g_other_sent, g_other_taken, g_nested, g_depth;
 
 // On another stream: one byte in, and whatever there is out. A stream that the interrupted call has in hand may be refused.
 void use_other(int number) {
   const int error = errno;
   look();
-  g_handled = g_handled + 1;
-  if (g_depth > 0) g_nested = g_nested + 1;
-  g_depth = g_depth + 1;
+  g_handled++;
+  if (g_depth > 0) g_nested++;
+  g_depth++;
   char data[8] = {'x'};
-  if (send(g_other.near, data, 1, MSG_DONTWAIT) == 1) g_other_sent = g_other_sent + 1;
+  if (send(g_other.near, data, 1, MSG_DONTWAIT) == 1) g_other_sent++;
   look();
   const ssize_t n = recv(g_other.far, data, sizeof data, MSG_DONTWAIT);
-  if (n > 0) g_other_taken = g_other_taken + static_cast<int>(n);
+  if (n > 0) g_other_taken += static_cast<int>(n);
   look();
   // The very stream that is in use: looked at, not changed.
   recv(g_main_fd, data, sizeof data, MSG_PEEK | MSG_DONTWAIT);
@@ -114,7 +116,7 @@ void use_other(int number) {
   look();
   if (number == SIGUSR1 && g_depth == 1) raise(SIGUSR2);
   look();
-  g_depth = g_depth - 1;
+  g_depth--;
   errno = error;
 }
 
@@ -139,7 +141,7 @@ void storm_client_with(int fd, const Sync& sync, int flags) {
   char byte;
   while (g_other_taken < g_other_sent) {
     CHECK_EQ(recv(g_other.far, &byte, 1, 0), 1);
-    g_other_taken = g_other_taken + 1;
+    g_other_taken++;
   }
   CHECK_ERRNO(recv(g_other.far, &byte, 1, MSG_DONTWAIT), EAGAIN);
   look();
