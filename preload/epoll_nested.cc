@@ -221,7 +221,7 @@ void mark_nested(EpollSet* set) {
 }
 
 int epoll_ctl_set(int epfd, int op, int fd, EpollSet* inner, epoll_event* event) {
-  if (locks_held_here() != 0) return kUnhandled;  // in a handler that interrupted us
+  if (sections_here() != 0) return kUnhandled;  // in a handler that interrupted us
   if (op == EPOLL_CTL_ADD) mark_nested(inner);
   EpollSet* set = fd_table().epoll(epfd);
   epoll_event copy = {};

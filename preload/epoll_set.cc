@@ -408,7 +408,7 @@ int epoll_ctl_stream(int epfd, int op, int fd, Stream* s, epoll_event* event) {
     }
     set->sleepers.fetch_add(1);
   }
-  if (locks_held_here() != 0) {  // in a handler that interrupted us: what the kernel is told here no member would know
+  if (sections_here() != 0) {  // in a handler that interrupted us: what the kernel is told here no member would know
     if (s->channel == nullptr) return make_plain(s, Reason::kLimit), kUnhandled;
     errno = ENOMEM;
     return -1;
@@ -451,7 +451,7 @@ void unmanage_members(Stream* s) {
 
 void refresh_members(Stream* s) {
   if (s->members == nullptr) return;
-  if (locks_held_here() != 0) {
+  if (sections_here() != 0) {
     defer(s, kDeferredRefresh);
     return;
   }
@@ -463,7 +463,7 @@ void refresh_members(Stream* s) {
 }
 
 void members_want_space(Stream* s) {
-  if (locks_held_here() > 1) return;  // in a handler that interrupted us, perhaps with the set's lock
+  if (sections_here() > 1) return;  // in a handler that interrupted us, perhaps with the set's lock
   for_each_member(s, [](EpollSet* set, EpollMember* m) {
     if (!m->managed || !(m->events & EPOLLOUT)) return;
     m->wants_space = true;

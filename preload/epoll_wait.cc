@@ -6,6 +6,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/epoll_tag.h"
+#include "preload/on_unwind.h"
 #include "preload/spin.h"
 #include "preload/wait.h"
 
@@ -125,13 +126,15 @@ bool any_tag(const epoll_event* events, int n) {
   return false;
 }
 
-// The kernel's wait, counted among the set's sleepers, also when the thread is cancelled in it.
+// The kernel's wait, counted among the set's sleepers, also when the thread never comes back from it.
 int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask) {
   int n = 0;
-  pthread_cleanup_push(end_sleep, set);
-  n = kernel_wait(set, events, max, timeout_ns, mask);
+  {
+    const OnUnwind owed(end_sleep, set);
+    n = kernel_wait(set, events, max, timeout_ns, mask);
+  }
   const ErrnoSaver keep;
-  pthread_cleanup_pop(1);
+  end_sleep(set);
   return n;
 }
 
@@ -145,7 +148,7 @@ void look_at_quiet(EpollSet* set) {
 }
 
 // Arms, looks again, sleeps. Returns as epoll_wait(2); 0 with *again: nothing for the program yet.
-int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, bool* again) {
+int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call, bool* again) {
   *again = true;
   set->sleepers.fetch_add(1);  // SYNC: sleepers. Before the look for boards and at the ready list
   arm_all(set);
@@ -153,6 +156,11 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
   if (early > 0) {
     end_sleep(set);
     return early;
+  }
+  if (call.any()) {
+    end_sleep(set);
+    *again = false;
+    return errno = EINTR, -1;
   }
   process().counters.sleeps.fetch_add(1);
   const std::int64_t cap = look_again_ns(set);
@@ -185,6 +193,7 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
   if (maxevents <= 0) return kernel_wait(set, events, maxevents, 0, mask);  // EINVAL
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
   if (set->inherited.load_relaxed() != 0) leave_inherited_streams(set);  // relaxed: set at a fork, with one thread
+  const HandlersSince call;
   std::uint64_t start = 0;
   bool asked = false;
   for (;;) {
@@ -232,7 +241,7 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
       continue;
     }
     bool again = false;
-    n = sleep(set, events, maxevents, left, mask, &again);
+    n = sleep(set, events, maxevents, left, mask, call, &again);
     set->gap_ns.store_relaxed(learn_gap_ns(set->gap_ns.load_relaxed(), now_ns() - now));
     if (n != 0 || !again) {
       if (n > 0) pass_on(set);

@@ -61,6 +61,7 @@ void put_child_in_order(bool prepared) {
   pairs_forked_child();
   streams_forked_child(prepared);
   pollers_forked_child();
+  if (t_state.after.load_relaxed() != 0) after_sections();  // relaxed: the only thread's own
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Data calls on a stream the kernel still carries: done by the kernel, counted, and followed by the next upgrade step.
 #pragma once
-#include <pthread.h>
 #include <sys/types.h>
 
 #include "preload/hook_scope.h"
+#include "preload/on_unwind.h"
 
 namespace mpklink {
 
@@ -35,10 +35,11 @@ bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result
       end_kernel_call(s);
       return false;
     }
-    pthread_cleanup_push(end_kernel_call, s);
-    n = call();
-    if (n > 0 && counts) (flow == Flow::kIn ? s->tcp_received : s->tcp_sent).fetch_add(static_cast<std::uint64_t>(n));
-    pthread_cleanup_pop(0);
+    {
+      const OnUnwind owed(end_kernel_call, s);
+      n = call();
+      if (n > 0 && counts) (flow == Flow::kIn ? s->tcp_received : s->tcp_sent).fetch_add(static_cast<std::uint64_t>(n));
+    }
     const ErrnoSaver keep;
     end_kernel_call(s);
   }

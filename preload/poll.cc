@@ -8,6 +8,7 @@
 #include "preload/epoll_set.h"
 #include "preload/fault.h"
 #include "preload/fd_table.h"
+#include "preload/on_unwind.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
 #include "preload/readiness.h"
@@ -29,6 +30,7 @@ struct Entry {
   EpollSet* set;   // instead
   bool pinned;     // managed with a channel; otherwise counted in kernel_calls
   bool give_back;  // the peer wants back what is unread
+  bool invited;    // it has our bell, and we listen
 };
 
 // Working memory for one call: on the stack, or mapped when there are many descriptors.
@@ -88,12 +90,14 @@ class PollCall {
   void look_for_orphans();
   void cap_by_sets(std::int64_t* cap) const;
   void listen();
+  void stop_listening();
   int ask(const timespec* timeout, const sigset_t* mask, nfds_t count);
   int ask_now(const sigset_t* mask);
   int sleep(std::int64_t left_ns, const sigset_t* mask, bool* again);
   int merge();
   bool spin(std::int64_t left_ns);
 
+  const HandlersSince call_;
   pollfd* fds_;
   nfds_t n_;
   Scratch* scratch_;
@@ -116,11 +120,11 @@ class PollCall {
 void PollCall::enter() {
   for (nfds_t i = 0; i < n_; ++i) {
     kernel_[i] = {fds_[i].fd, fds_[i].events, 0};
-    entries_[i] = {fd_table().stream(fds_[i].fd), nullptr, false, false};
+    entries_[i] = {fd_table().stream(fds_[i].fd), nullptr, false, false, false};
     Stream* s = entries_[i].stream;
     if (s == nullptr) {
       EpollSet* set = fd_table().epoll(fds_[i].fd);
-      if (set == nullptr || locks_held_here() != 0) continue;
+      if (set == nullptr || sections_here() != 0) continue;
       mark_nested(set);
       entries_[i].set = set;
       has_sets_ = true;
@@ -143,19 +147,11 @@ void PollCall::enter() {
 
 void PollCall::leave() {
   const ErrnoSaver keep;
+  stop_listening();
   for (nfds_t i = 0; i < n_; ++i) {
     Stream* s = entries_[i].stream;
     if (s == nullptr) continue;
-    if (!entries_[i].pinned) {
-      s->kernel_calls.fetch_add(~0u);
-      unpin(s);
-      continue;
-    }
-    if (bell_ >= 0 && ours(s)) {
-      const Gate gate;
-      remove_waiter(&s->channel->waiters[s->side].ids, poller_);
-      disarm(&s->pair->board->side[s->pair->side].armed[poller_]);
-    }
+    if (!entries_[i].pinned) s->kernel_calls.fetch_add(~0u);
     unpin(s);
   }
   if (poller_ != kNoPoller) give_poller(poller_);
@@ -227,13 +223,27 @@ void PollCall::listen() {
   for (nfds_t i = 0; i < n_; ++i) {
     if (!entries_[i].pinned) continue;
     Stream* s = entries_[i].stream;
-    if (bell_ < 0 || !ours(s) || !send_bell(s->pair, poller_, bell_, &fresh_)) {
-      slow_ = true;
-      continue;
-    }
-    const Gate gate;
+    entries_[i].invited = bell_ >= 0 && ours(s) && send_bell(s->pair, poller_, bell_, &fresh_);
+    if (!entries_[i].invited) slow_ = true;
+  }
+  if (bell_ < 0) return;
+  const Gate gate;
+  for (nfds_t i = 0; i < n_; ++i) {
+    const Stream* s = entries_[i].stream;
+    if (!entries_[i].invited) continue;
     if (!add_waiter(&s->channel->waiters[s->side].ids, poller_)) slow_ = true;
     arm(&s->pair->board->side[s->pair->side].armed[poller_]);
+  }
+}
+
+void PollCall::stop_listening() {
+  if (bell_ < 0) return;
+  const Gate gate;
+  for (nfds_t i = 0; i < n_; ++i) {
+    const Stream* s = entries_[i].stream;
+    if (!entries_[i].invited) continue;
+    remove_waiter(&s->channel->waiters[s->side].ids, poller_);
+    disarm(&s->pair->board->side[s->pair->side].armed[poller_]);
   }
 }
 
@@ -298,9 +308,11 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   }
   process().counters.sleeps.fetch_add(1);
   int n = 0;
-  pthread_cleanup_push(cancelled, this);
-  n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
-  pthread_cleanup_pop(0);
+  if (call_.any()) return errno = EINTR, -1;
+  {
+    const OnUnwind owed(cancelled, this);
+    n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
+  }
   const bool rung = bell_ >= 0 && kernel_[bell_at].revents != 0;
   kernel_[bell_at] = {-1, 0, 0};
   if (n < 0) return -1;
@@ -315,10 +327,11 @@ bool PollCall::spin(std::int64_t left_ns) {
   if (first_ == nullptr) return false;
   std::uint32_t budget = spin_budget_ns(process().settings.spin_us, first_->gap_ns.load_relaxed());  // relaxed: a mean
   if (left_ns >= 0 && budget > left_ns) budget = static_cast<std::uint32_t>(left_ns);
+  if (budget == 0) return false;
   {
     const Gate gate;
     publish_cpu(first_->pair, first_->side);
-    if (budget == 0 || !may_spin(first_->pair, first_->side)) return false;
+    if (!may_spin(first_->pair, first_->side)) return false;
   }
   const std::uint64_t start = now_ns();
   do {

@@ -156,7 +156,7 @@ void forked_child() {
   Process& p = g_process;
   if (auto* word = g_own_memory.load_acquire()) word->store_relaxed(1);  // relaxed: one thread here
   t_state.id = 0;
-  t_state.locks.store_relaxed(0);
+  t_state.sections.store_relaxed(0);  // relaxed: the only thread's own
   p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));
   p.generation.fetch_add(1);
   p.id = {};

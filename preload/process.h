@@ -55,7 +55,7 @@ bool ensure_guard(Reason* reason);
 std::uint64_t now_ns();  // CLOCK_MONOTONIC
 
 // A gate on this process's guard.
-class Gate : public OpenGate {
+class Gate : private Section, private OpenGate {
  public:
   Gate() : OpenGate(process().guard, real().sys) {}
 };

@@ -12,6 +12,7 @@
 #include "preload/fd_table.h"
 #include "preload/kernel_path.h"
 #include "preload/log.h"
+#include "preload/on_unwind.h"
 #include "preload/pair.h"
 #include "preload/readiness.h"
 #include "preload/revoke.h"
@@ -321,9 +322,10 @@ bool receive_rest(const Call& c, std::size_t done, ssize_t* result) {
   ssize_t n = 0;
   bool ours_again = false;
   Call call = c;
-  pthread_cleanup_push(cancelled_on_stand_in, &call);
-  ours_again = !kernel_operation(c.fd, c.s, Flow::kIn, true, &n, [&] { return real().recvmsg(c.fd, &header, c.flags); });
-  pthread_cleanup_pop(0);
+  {
+    const OnUnwind owed(cancelled_on_stand_in, &call);
+    ours_again = !kernel_operation(c.fd, c.s, Flow::kIn, true, &n, [&] { return real().recvmsg(c.fd, &header, c.flags); });
+  }
   if (ours_again) return false;
   if (n < 0 && done > 0) keep_for_next_call(c.s, errno);
   if (n >= 0) *result = static_cast<ssize_t>(done) + n;

@@ -107,7 +107,7 @@ void back_to_tcp(Stream* s) {
 void before_rearm(int fd, Stream* s, const EpollMember* member) {
   const State state = state_of(s);
   if (state != State::kCandidate && state != State::kSettling) return;
-  if (locks_held_here() != 0 || in_foreign_child() || !s->step_lock.try_lock()) return;
+  if (sections_here() != 0 || in_foreign_child() || !s->step_lock.try_lock()) return;
   const ErrnoSaver keep;
   s->rearming = member;
   if (fd_table().names(fd, s) && (s->rendezvous_step == kOffer || s->rendezvous_step == kTake)) take_step(fd, s);
@@ -123,7 +123,7 @@ void after_operation(int fd, Stream* s) {
   if (due == 0) due = process().settings.warmup + (s->connector ? 2 : 1);
   if (operations < due) return;
   const ErrnoSaver keep;
-  if (locks_held_here() != 0 || in_foreign_child()) return;  // in a handler that interrupted us: later
+  if (sections_here() != 0 || in_foreign_child()) return;  // in a handler that interrupted us: later
   if (!s->step_lock.try_lock()) return;
   if (fd_table().names(fd, s)) take_step(fd, s);
   s->step_lock.unlock();

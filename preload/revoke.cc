@@ -241,7 +241,7 @@ void revoke(int fd, Stream* s, Reason reason) {
   s->stay_plain.store_release(1);
   make_plain(s, reason);
   note_uncounted(fd, s, reason);
-  if (!managed(state_of(s)) || locks_held_here() != 0) return;  // in a handler that interrupted us: nothing can be done
+  if (!managed(state_of(s)) || sections_here() != 0) return;  // in a handler that interrupted us: nothing can be done
   if (!settle_upgrade(s, reason)) return;
   note_uncounted(fd, s, reason);  // it was just being upgraded, perhaps
   count_plain(reason);
@@ -251,7 +251,7 @@ void revoke(int fd, Stream* s, Reason reason) {
 }
 
 void leave_softly(int fd, Stream* s) {
-  if (s->stay_plain.exchange(1) != 0 || locks_held_here() != 0) return;
+  if (s->stay_plain.exchange(1) != 0 || sections_here() != 0) return;
   const ErrnoSaver keep;
   count_plain(Reason::kForked);
   freeze_outgoing(fd, s);
@@ -321,7 +321,7 @@ void answer_all_freezes(bool ends) {
 
 void path_moved(int fd, Stream* s) {
   refresh_members(s);
-  if (locks_held_here() != 0 || !pin(fd, s)) return;
+  if (sections_here() != 0 || !pin(fd, s)) return;
   bool asked = false;
   bool frozen = false;
   {

@@ -11,6 +11,7 @@
 #include "preload/give_back.h"
 #include "preload/kernel_path.h"
 #include "preload/log.h"
+#include "preload/on_unwind.h"
 #include "preload/pair.h"
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
@@ -212,9 +213,10 @@ bool send_rest(const Call& c, std::size_t* done) {
     const auto send = [&] { return real().sendmsg(c.fd, &header, flags); };
     bool ours_again = false;
     Call call = c;
-    pthread_cleanup_push(cancelled_on_stand_in, &call);
-    ours_again = !kernel_operation(c.fd, c.s, Flow::kOut, true, &n, send);
-    pthread_cleanup_pop(0);
+    {
+      const OnUnwind owed(cancelled_on_stand_in, &call);
+      ours_again = !kernel_operation(c.fd, c.s, Flow::kOut, true, &n, send);
+    }
     if (ours_again) return false;
     if (n < 0 && *done > 0) keep_for_next_call(c.s, errno);
     if (n <= 0) return true;

@@ -49,7 +49,7 @@ namespace {
 // Whoever took one of the stream's locks while the number named it, and uses it in the kernel, has finished: after this the number may be
 // closed, and be another file's. A handler that interrupted us cannot wait for what its own thread may hold up.
 void await_steps(Stream* s) {
-  if (locks_held_here() != 0) return;
+  if (sections_here() != 0) return;
   for (SpinLock* lock : {&s->step_lock, &s->send_lock, &s->receive_lock}) {
     const LockGuard guard(*lock);
   }

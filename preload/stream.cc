@@ -341,7 +341,7 @@ bool pin(int fd, Stream* s) {
 void unpin(Stream* s) {
   if (s->pins.fetch_add(~std::uint32_t{0}) != 1 || s->after_pins.load_acquire() == 0) return;
   const ErrnoSaver keep;
-  if (locks_held_here() != 0) {
+  if (sections_here() != 0) {
     defer(s, kDeferredRelease);
   } else {
     finish(s);
@@ -357,6 +357,7 @@ void defer(Stream* s, Deferred what) {
   if (s->deferred.fetch_or(what) != 0) return;  // on the list already
   s->next_deferred = t_state.deferred;
   t_state.deferred = s;
+  t_state.after.store_relaxed(1);  // relaxed: this thread's own
 }
 
 void run_deferred() {
@@ -392,7 +393,7 @@ void account_ring_bytes(Stream* s) {
 
 void drop_number(int fd, Stream* s) {
   if (s->fds.fetch_add(~std::uint32_t{0}) != 1) return;
-  if (locks_held_here() != 0) {
+  if (sections_here() != 0) {
     defer(s, kDeferredEnd);
   } else {
     end_stream(fd, s);

@@ -191,6 +191,7 @@ void release_stream(Stream* stream, std::uint32_t what);
 
 enum Deferred : std::uint32_t { kDeferredEnd = 1, kDeferredRelease = 2, kDeferredRefresh = 4, kDeferredAnswer = 8 };
 void defer(Stream* stream, Deferred what);
+void run_deferred();
 void account_ring_bytes(Stream* stream);  // adds what this process moved to the counters
 
 template <class Visit>

@@ -18,25 +18,6 @@
 namespace mpklink {
 namespace {
 
-// Whether a blocking call that a signal interrupted goes on by itself. The wait underneath is ppoll, which never restarts,
-// so the answer is looked up: every handler that can have run has SA_RESTART, or (when they differ) it does not. Crash handlers, often
-// without SA_RESTART, do not count, nor do signals that this thread blocks.
-bool restart_after_signal() {
-  sigset_t not_now;
-  if (pthread_sigmask(SIG_BLOCK, nullptr, &not_now) != 0) sigemptyset(&not_now);
-  for (const int crash : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS}) sigaddset(&not_now, crash);
-  bool any = false;
-  for (int number = 1; number < NSIG; ++number) {
-    if (sigismember(&not_now, number) == 1) continue;
-    struct sigaction action = {};
-    if (::sigaction(number, nullptr, &action) != 0) continue;
-    if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) continue;
-    any = true;
-    if (!(action.sa_flags & SA_RESTART)) return false;
-  }
-  return any;
-}
-
 }  // namespace
 
 int Parts::read_all(const iovec* parts, int count) {
@@ -110,7 +91,9 @@ int block(Call* c, std::uint32_t event, std::size_t done, std::uint64_t timeout_
   }
   if (timeout_ns != 0 && *deadline == 0) *deadline = now_ns() + timeout_ns;
   int fd = c->fd;
-  const Waited waited = wait_stream(c->s, &fd, event, *deadline);
+  // What was moved is the call's result, whatever the handler's flags; with a timeout set it is EINTR always (signal(7)).
+  const bool restarts = done == 0 && timeout_ns == 0;
+  const Waited waited = wait_stream(c->s, &fd, event, *deadline, c->handlers, restarts);
   if (fd != c->fd) {
     if (c->on_stand_in) leave_sleep(c->s);  // it has moved once more: one is owed
     c->fd = fd;
@@ -121,9 +104,8 @@ int block(Call* c, std::uint32_t event, std::size_t done, std::uint64_t timeout_
     case Waited::kTimeout: return EAGAIN;
     case Waited::kInterrupted: break;
   }
-  if (done > 0) return EINTR;  // the bytes are the call's result, whatever the handler's flags
-  if (timeout_ns == 0 && restart_after_signal()) return 0;  // with a timeout set it is EINTR always (signal(7))
-  return EINTR;
+  // The wait underneath is ppoll, which never restarts by itself, also for a signal of libc's own (setuid).
+  return restarts && !c->handlers.breaking() ? 0 : EINTR;
 }
 
 ssize_t finish_on_stand_in(const Call& c, ssize_t result) {

@@ -96,6 +96,7 @@ struct Call {
   Stream* s;
   const Parts* parts;
   int flags;
+  HandlersSince handlers = {};
   bool on_stand_in = false;  // the program closed its number meanwhile; `fd` is the stream's stand-in (sleepers.h)
 };
 
@@ -108,7 +109,7 @@ bool peer_is_dead(int fd, const Stream* s);
 bool non_blocking(const Stream* s, int flags);
 // Lets the stand-in go when the call went on with it. `result` of the call.
 ssize_t finish_on_stand_in(const Call& c, ssize_t result);
-void cancelled_on_stand_in(void* call);  // for pthread_cleanup_push around a call of the kernel
+void cancelled_on_stand_in(void* call);  // for OnUnwind around a call of the kernel
 // Waits as a blocking call does that has moved `done` bytes. 0: try again; otherwise the errno to return.
 int block(Call* c, std::uint32_t event, std::size_t done, std::uint64_t timeout_ns, std::uint64_t* deadline);
 

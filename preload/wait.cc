@@ -2,7 +2,6 @@
 #include "preload/wait.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -11,6 +10,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
+#include "preload/on_unwind.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
 #include "preload/readiness.h"
@@ -55,16 +55,13 @@ class ThreadPoller {
   bool slow() const { return slow_; }
   bool fresh() const { return fresh_; }
 
-  // Pinned stream. Arms first, so that whoever publishes after the caller's look rings. Gate closed.
+  // Pinned stream, gate closed: the peer gets the bell.
+  void invite(Stream* s) { slow_ = bell_ < 0 || !ours(s) || !send_bell(s->pair, id_, bell_, &fresh_); }
+  // Gate open. Before the caller's look, so that whoever publishes after it rings.
   void listen(Stream* s) {
-    Pair* pair = s->pair;
-    if (bell_ < 0 || !ours(s) || !send_bell(pair, id_, bell_, &fresh_)) {
-      slow_ = true;
-      return;
-    }
-    const Gate gate;
+    if (slow_) return;
     if (!add_waiter(&s->channel->waiters[s->side].ids, id_)) slow_ = true;
-    arm(&pair->board->side[pair->side].armed[id_]);
+    arm(&s->pair->board->side[s->pair->side].armed[id_]);
   }
   void stop(Stream* s) {
     if (bell_ < 0 || !ours(s)) return;
@@ -104,12 +101,20 @@ timespec* remaining(std::uint64_t deadline_ns, std::uint64_t cap_ns, timespec* o
   return out;
 }
 
-bool ready_now(Stream* s, int fd, std::uint32_t event) {
-  Readiness r;
-  {
-    const Gate gate;
-    r = ring_readiness(s, event);
-  }
+struct LastLook {
+  Readiness readiness;
+  Path path;  // of what we send
+};
+
+// Listens, then looks. One gate.
+LastLook listen_and_look(Stream* s, std::uint32_t event, ThreadPoller* poller) {
+  const Gate gate;
+  publish_cpu(s->pair, s->side);
+  poller->listen(s);
+  return {ring_readiness(s, event), static_cast<Path>(s->core->send.path.load_relaxed())};  // relaxed: a look
+}
+
+bool ready_now(Stream* s, int fd, std::uint32_t event, const Readiness& r) {
   if (r.give_back) answer_freeze(fd, s);
   if (r.events & (event | EPOLLERR | EPOLLHUP)) return true;
   return r.ask_kernel != 0 && (kernel_readiness(s, fd, r.ask_kernel) & (event | EPOLLERR | EPOLLHUP)) != 0;
@@ -124,14 +129,12 @@ bool bytes_in_ring(Stream* s) {
 // Spins on the ring. True: the stream is ready.
 bool spin_on(Stream* s, std::uint32_t event) {
   const std::uint32_t budget = spin_budget_ns(process().settings.spin_us, s->gap_ns.load_relaxed());  // relaxed: a mean
-  {
-    const Gate gate;
-    publish_cpu(s->pair, s->side);
-    if (budget == 0 || !may_spin(s->pair, s->side) || low_water(s) > 1) return false;
-  }
+  if (budget == 0) return false;
   const std::uint64_t start = now_ns();
   do {
     const Gate gate;
+    publish_cpu(s->pair, s->side);
+    if (!may_spin(s->pair, s->side) || low_water(s) > 1) return false;
     for (int i = 0; i < 32; ++i) {
       const bool ready = event == EPOLLIN ? bytes_in_ring(s) : (ring_readiness(s, event).events & event) != 0;
       if (ready) return true;
@@ -155,7 +158,7 @@ void stop_listening(void* argument) {
 }
 
 // Asleep in the kernel on the socket and the bell. The stream is pinned and listened to, the sleeper counted.
-int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::uint64_t deadline_ns, bool* capped) {
+int sleep_on(Stream* s, int fd, std::uint32_t event, Path path, ThreadPoller* poller, std::uint64_t deadline_ns, bool* capped) {
   const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: own or earlier news
   // A reader asks for FIN even when it is known: another thread may have noted it since this one looked. A writer must not,
   // or it would spin.
@@ -165,10 +168,6 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   } else if (!(sticky & kStickyRdhup)) {
     kernel_events = POLLRDHUP;
   }
-  const auto path = [&] {
-    const Gate gate;
-    return static_cast<Path>(s->core->send.path.load_relaxed());  // relaxed: a look
-  }();
   // Bytes that have to go back to TCP wait for room there, whatever this thread waits for.
   if ((event == EPOLLOUT && path != Path::kRing) || path == Path::kReturning) kernel_events |= POLLOUT;
   pollfd p[2] = {{fd, kernel_events, 0}, {poller->bell(), POLLIN, 0}};
@@ -181,9 +180,10 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, ThreadPoller* poller, std::
   process().counters.sleeps.fetch_add(1);
   Cleanup cleanup = {poller, s, fd_table().hidden(fd)};
   int n = 0;
-  pthread_cleanup_push(stop_listening, &cleanup);
-  n = real().ppoll(p, poller->bell() >= 0 ? 2 : 1, wait, nullptr);
-  pthread_cleanup_pop(0);
+  {
+    const OnUnwind owed(stop_listening, &cleanup);
+    n = real().ppoll(p, poller->bell() >= 0 ? 2 : 1, wait, nullptr);
+  }
   if (n > 0) {
     const auto news = static_cast<std::uint32_t>(static_cast<unsigned short>(p[0].revents));
     if (fd_table().names(fd, s)) note_kernel_events(s, news);  // closed meanwhile: the number may be another file's
@@ -221,7 +221,7 @@ bool may_spin(Pair* pair, std::uint32_t our_side) {
          sides[our_side].cpu.load_relaxed() == 0;
 }
 
-Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t deadline_ns) {
+Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t deadline_ns, const HandlersSince& call, bool restarts) {
   const int fd = *number;
   if (!pin(fd, s)) return wait_kernel(s, fd, event, deadline_ns);
   const std::uint64_t start = now_ns();
@@ -232,11 +232,13 @@ Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t de
     return Waited::kReady;
   }
   ThreadPoller poller;
-  poller.listen(s);
+  poller.invite(s);
+  const LastLook look = listen_and_look(s, event, &poller);
   int n = 1;
   bool capped = false;
-  const bool sleeps = !ready_now(s, fd, event) && enter_sleep(fd, s);
-  if (sleeps) n = sleep_on(s, fd, event, &poller, deadline_ns, &capped);
+  const bool sleeps = !ready_now(s, fd, event, look.readiness) && enter_sleep(fd, s);
+  const bool interrupted = restarts ? call.breaking() : call.any();
+  if (sleeps) n = interrupted ? -1 : sleep_on(s, fd, event, look.path, &poller, deadline_ns, &capped);
   {
     const ErrnoSaver keep;
     poller.stop(s);

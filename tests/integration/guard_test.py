@@ -28,16 +28,6 @@ CASES = {
     "guard_keys": "taken unchanged opened".split(),
 }
 
-# What the library does not hold yet, with the reason: marked `beyond`, not run by default. This list may only shrink.
-BEYOND = {
-    # A jump out of a handler that came into the middle of send() or recv() leaves the lock of that direction of the stream in the hands of
-    # its thread: it gets EAGAIN from blocking calls from then on, others wait for ever.
-    ("guard_disturb", "jump_busy"),
-    # The child of _Fork() in such a handler waits in _exit() for its parent's operation to end, which waits for the handler, which waits
-    # for the child.
-    ("guard_disturb", "handler_forks_exit"),
-}  # fmt: skip
-
 CASE_LIMIT_S = 30
 WARM_RING_BYTES = 2000
 
@@ -67,10 +57,6 @@ def need_pku() -> None:
         pytest.fail(f"MPKLINK_TEST_FORCE_PKU=1, but {reason}")
     if reason:
         pytest.skip(reason)
-
-
-def cases_of(program: str) -> list:
-    return [pytest.param(case, marks=[pytest.mark.beyond] if (program, case) in BEYOND else []) for case in CASES[program]]
 
 
 def use_guard(bench, guard) -> None:
@@ -163,7 +149,7 @@ def test_poke_nothing(bench, case):
 
 @only_both
 @all_guards
-@pytest.mark.parametrize("case", cases_of("guard_disclosure"))
+@pytest.mark.parametrize("case", CASES["guard_disclosure"])
 def test_disclosure(bench, case, guard):
     if case == "own_keys":
         need_pku()
@@ -179,7 +165,7 @@ def test_disclosure(bench, case, guard):
 
 
 @pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.CLIENT, Combo.SERVER], ids=lambda c: c.value)
-@pytest.mark.parametrize("case", cases_of("guard_disclosure"))
+@pytest.mark.parametrize("case", CASES["guard_disclosure"])
 def test_disclosure_nothing(bench, case):
     """The programs are right on plain TCP, where they find nothing to point at."""
     if case == "own_keys":
@@ -195,7 +181,7 @@ def test_disclosure_nothing(bench, case):
 @pytest.mark.parametrize(
     "combo,guard", [(Combo.NEITHER, None), (Combo.BOTH, "pkey"), (Combo.BOTH, "mprotect")], ids=["neither", "both-pkey", "both-mprotect"]
 )
-@pytest.mark.parametrize("case", cases_of("guard_disturb"))
+@pytest.mark.parametrize("case", CASES["guard_disturb"])
 def test_disturbed(bench, case, guard):
     """The programs read PKRU back in every thread, handler and child; a gate that finds the key open is counted."""
     if guard is not None:
@@ -362,14 +348,17 @@ GATES = {
     "sendfile_recv": 2,
     "peek": 3,
     "recv_nothing": 1,
+    "recv_sleeps": 3,  # looks, listens and looks again, stops listening
     "fionread": 1,
     "poll_ready": 3,  # with the send and the recv
     "poll_nothing": 1,
+    "poll_sleeps": 4,  # looks, listens, looks again, stops listening
     "poll_ten": 10 + 1 + 10,
     "poll_ten_nothing": 1,
     "select_ten": 10 + 1 + 10,
     "epoll_ready": 3,
     "epoll_nothing": 1,
+    "epoll_sleeps": 6,  # three looks: at once, armed, at the end; arms, disarms; 
     "epoll_ten": 10 + 1 + 10,
 }
 

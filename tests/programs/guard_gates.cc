@@ -91,6 +91,7 @@ const Operation kOperations[] = {
        take(kSmall);
      }},
     {"recv_nothing", [] { CHECK_ERRNO(recv(out(), g_buffer, kSmall, MSG_DONTWAIT), EAGAIN); }},
+    {"recv_sleeps", [] { CHECK_ERRNO(recv(out(), g_buffer, kSmall, 0), EAGAIN); }},
     {"fionread",
      [] {
        int bytes;
@@ -107,6 +108,11 @@ const Operation kOperations[] = {
      [] {
        struct pollfd p = {out(), POLLIN, 0};
        CHECK_EQ(poll(&p, 1, 0), 0);
+     }},
+    {"poll_sleeps",
+     [] {
+       struct pollfd p = {out(), POLLIN, 0};
+       CHECK_EQ(poll(&p, 1, 1), 0);
      }},
     {"poll_ten",
      [] {
@@ -133,6 +139,11 @@ const Operation kOperations[] = {
        struct epoll_event events[kStreams];
        CHECK_EQ(epoll_wait(g_epoll, events, kStreams, 0), 0);
      }},
+    {"epoll_sleeps",
+     [] {
+       struct epoll_event events[kStreams];
+       CHECK_EQ(epoll_wait(g_epoll, events, kStreams, 1), 0);
+     }},
     {"epoll_ten",
      [] {
        among_ten([] {
@@ -155,6 +166,8 @@ void connect_all(int listener) {
       recv_all(e.in, g_buffer, kSmall);
     }
   }
+  const struct timeval soon = {0, 1000};
+  CHECK_EQ(setsockopt(out(), SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof soon), 0);
   g_epoll = epoll_create1(EPOLL_CLOEXEC);
   CHECK(g_epoll >= 0);
   for (const Ends& e : g_ends) {
