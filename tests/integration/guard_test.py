@@ -21,7 +21,7 @@ CASES = {
     "guard_poke": "pages gaps threads child wild overrun reported".split(),
     "guard_disclosure": "sends receives vectors race arguments readv own_keys".split(),
     "guard_disturb": (
-        "storm storm_nodefer storm_altstack jump_asleep jump_busy cancel threads processes handler_forks"
+        "storm storm_nodefer storm_altstack jump_asleep jump_end jump_busy cancel threads processes handler_forks"
         " handler_forks_exit"
     ).split(),
     "guard_bypass": ["table"],

@@ -349,7 +349,7 @@ class Bench:
         deadline = time.monotonic() + timeout_s
         while server.running() or client.running():
             for proc in (server, client):
-                assert proc.running() or proc.popen.returncode == 0, f"{proc.name} failed\n{self.all_output()}"
+                assert proc.running() or proc.popen.returncode == 0, f"{proc.name} ended with {proc.popen.returncode}\n{self.all_output()}"
             if time.monotonic() > deadline:
                 raise Hang(f"{name} {options} did not end\n{stacks(descendants())}\n{self.all_output()}")
             time.sleep(0.005)
