@@ -179,10 +179,11 @@ void acceptor_accept(int fd, Stream* s) {
     give_up(s, Reason::kPeerAbsent);
     return;
   }
-  if (!peer_allowed(addresses, hidden, s)) {
+  Reason why = Reason::kPeerUid;
+  if (!peer_allowed(addresses, hidden, s, &why)) {
     close_hidden(hidden);
     // A stranger got there first; the true peer may still come.
-    retry_or_give_up(s, Reason::kPeerUid);
+    retry_or_give_up(s, why);
     return;
   }
   drop_socket(s);  // the name is free again; one connection is all it was for

@@ -134,8 +134,9 @@ void connector_meet(int fd, Stream* s) {
     give_up(s, Reason::kNoDescriptors);
     return;
   }
-  if (!peer_allowed(addresses, s->rendezvous_fd, s)) {
-    give_up(s, Reason::kPeerUid);
+  Reason why = Reason::kPeerUid;
+  if (!peer_allowed(addresses, s->rendezvous_fd, s, &why)) {
+    give_up(s, why);
     return;
   }
   s->rendezvous_step = kHello;

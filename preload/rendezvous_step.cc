@@ -92,7 +92,8 @@ ProcessId own_id() {
 int unix_socket() { return real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }
 
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
-bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {
+bool peer_allowed(const Addresses& addresses, int socket, Stream* s, Reason* why) {
+  *why = Reason::kPeerUid;
   const Settings& settings = process().settings;
   ucred creds = {};
   socklen_t size = sizeof creds;
@@ -113,7 +114,9 @@ bool peer_allowed(const Addresses& addresses, int socket, Stream* s) {
         if (settings.peer_uids[i] == creds.uid) return true;
       }
       return false;
-    case PeerPolicy::kVerified: return found == 1 || same;
+    case PeerPolicy::kVerified:
+      *why = Reason::kPeerUnknown;
+      return found == 1 || same;
     case PeerPolicy::kAny: break;
   }
   return true;

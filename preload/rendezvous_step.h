@@ -23,7 +23,7 @@ ProcessId random_id();
 ProcessId own_id();
 int unix_socket();  // not hidden yet; -1 with errno
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
-bool peer_allowed(const Addresses& addresses, int socket, Stream* s);
+bool peer_allowed(const Addresses& addresses, int socket, Stream* s, Reason* why);  // *why when not
 
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
 // then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.

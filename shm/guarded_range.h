@@ -25,11 +25,11 @@ class GuardedRange {
   unsigned char* map(const SystemCalls& sys, std::size_t private_bytes, int fd, std::size_t bytes);
   void unmap(const SystemCalls& sys, unsigned char* address);
 
-  // Whether [address, address + length) touches the range. A wrapping or huge length counts as touching.
+  // Whether [address, address + length) touches the range. A huge length counts as touching, none does not (the kernel looks at no byte then).
   bool touches(const void* address, std::size_t length) const {
     const auto a = reinterpret_cast<std::uintptr_t>(address);
     const std::uintptr_t base = base_.load_relaxed();  // relaxed: only non-zero once mapped, and then constant
-    return base != 0 && a < base + total_ && a + length > base;
+    return base != 0 && length != 0 && a < base + total_ && a + length > base;
   }
 
   // mprotect of every mapping there is, for the guard mode that needs it.

@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import re
+import struct
 import subprocess
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from harness import BUILD, CLIENT, PROGRAMS, SERVER, Combo
 
 CASES = {
-    "guard_poke": "pages gaps threads child wild overrun reported".split(),
+    "guard_poke": "pages gaps threads child wild overrun reported core".split(),
     "guard_disclosure": "sends receives vectors race arguments readv own_keys".split(),
     "guard_disturb": (
         "storm storm_nodefer storm_altstack jump_asleep jump_end jump_busy cancel threads processes handler_forks"
@@ -96,7 +97,7 @@ RESERVED = ["gaps", "overrun"]  # address space without memory: closed whatever 
 LEAST_PAGES = 1 + 1 + 2 * 64 + 1
 
 
-POKES = [case for case in CASES["guard_poke"] if case != "reported"]
+POKES = [case for case in CASES["guard_poke"] if case not in ("reported", "core")]
 
 
 @only_both
@@ -116,6 +117,38 @@ def test_reported(bench, guard, report):
         assert re.search(r"that is byte \d+ of \d+ in the \w+.* of the connection that has descriptor \d+$", text, re.M), text
         assert re.search(r"that is byte \d+ of \d+ in the board shared with a peer process$", text, re.M), text
         assert len(re.findall(r"#0 0x[0-9a-f]+ .*stray_write.*\(.*/guard_poke\+0x[0-9a-f]+\)$", text, re.M)) == len(ends), text
+
+
+def segments(core: pathlib.Path) -> dict:
+    """(address, end) → bytes in the file, of each PT_LOAD of an ELF core."""
+    data = core.read_bytes()
+    offset, size, count = struct.unpack_from("<Q", data, 32)[0], *struct.unpack_from("<HH", data, 54)
+    found = {}
+    for i in range(count):
+        kind, _, _, address, _, in_file, in_memory, _ = struct.unpack_from("<IIQQQQQQ", data, offset + i * size)
+        if kind == 1:
+            found[address, address + in_memory] = in_file
+    return found
+
+
+@only_both
+@all_guards
+def test_core(bench, guard):
+    """A crash leaves its core as usual, and nothing of what was in the rings is in it."""
+    pattern = pathlib.Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    if "/" in pattern or pattern.startswith("|"):
+        pytest.skip(f"cores go elsewhere: core_pattern is {pattern}")
+    use_guard(bench, guard)
+    text = run_case(bench, "guard_poke", "core")
+    assert "CORE 1" in text, text
+    [core] = [file for file in bench.dir.iterdir() if file.read_bytes()[:4] == b"\x7fELF"]
+    dumped = segments(core)
+    guarded = [(int(a, 16), int(b, 16)) for a, b in re.findall(r"^GUARDED (\w+) (\w+)$", text, re.M)]
+    assert len(guarded) >= 2, text
+    assert sum(in_file > 0 for in_file in dumped.values()) >= 3, dumped  # there is a core in it
+    for begin, end in guarded:
+        assert not [s for s, in_file in dumped.items() if in_file > 0 and s[0] < end and begin < s[1]], (hex(begin), dumped)
+    core.unlink()
 
 
 @only_both

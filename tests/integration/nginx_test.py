@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from harness import CLIENT, PYTHON, SCRIPTS, SERVER, Combo, make_file, reap_orphans, sha256
+from harness import CLIENT, PROGRAMS, PYTHON, SCRIPTS, SERVER, Combo, make_file, reap_orphans, sha256
 from servers import Nginx
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to run workers and clients as other users")
@@ -152,6 +152,24 @@ def test_users_allowed(bench, docroot, uid, peers):
     bench.run(load(nginx, "--connections=2", "--requests=200"), CLIENT, uid=uid)
     nginx.stop()
     bench.assert_ring(streams=2, min_bytes=20_000, exact=True)
+
+
+@needs_root
+@pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
+@pytest.mark.parametrize("uid,peers", [(OTHER_UID, None), (33, None), (OTHER_UID, f"33,{OTHER_UID}")], ids=["other", "same", "listed"])
+def test_owner_unknown(bench, docroot, uid, peers):
+    """Where the kernel does not tell who owns the other end, its own user and those that are named are believed, others not, and that is said."""
+    bench.preload_last.append(PROGRAMS / "libno_netlink.so")
+    if peers:
+        bench.settings = {"PEERS": peers}
+    nginx = Nginx(bench, docroot.dir, user="www-data")
+    bench.run(load(nginx, "--connections=2", "--requests=300"), CLIENT, uid=uid)
+    nginx.stop()
+    if uid == 33 or peers:
+        bench.assert_ring(streams=2, min_bytes=20_000, exact=True)
+    else:
+        bench.assert_fell_back()
+        assert sum(bench.stats(side).plain.get("peer-unknown", 0) for side in (CLIENT, SERVER)) >= 2
 
 
 # ---- prefork and reload --------------------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ void sends_server(int fd, const Sync& sync) {
         note(c.name);
         CHECK_ERRNO(c.call(fd, hidden(bad.at), hidden(bad.length)), error_of(c.name, bad));
       }
+      CHECK_EQ(send(fd, hidden(bad.at), 0, MSG_DONTWAIT), 0);  // no byte is looked at
       CHECK_ERRNO(send(fd, hidden(bad.at), hidden(bad.length), MSG_DONTWAIT), EFAULT);
       CHECK_ERRNO(send(fd, hidden(bad.at), hidden(bad.length), MSG_MORE), EFAULT);
       CHECK_ERRNO(syscall(SYS_sendto, fd, bad.at, bad.length, 0, nullptr, 0), EFAULT);

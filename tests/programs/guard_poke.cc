@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Code of the program's own that touches guarded memory: every touch must fault, and what is unread in the ring must arrive as it
 // was sent. The cases print what came of their touches; tests/integration/guard_test.py knows which guard was in force.
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "guarded.h"
@@ -184,11 +185,33 @@ void reported_server(int fd, const Sync& sync) {
   });
 }
 
+// The core that such an end leaves, in the working directory.
+void core_server(int fd, const Sync& sync) {
+  with_unread(fd, sync, [] {
+    const Guarded guarded;
+    for (const Mapping& m : guarded) printf("GUARDED %lx %lx\n", static_cast<unsigned long>(m.begin), static_cast<unsigned long>(m.end));
+    fflush(stdout);
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+      const struct rlimit most = {RLIM_INFINITY, RLIM_INFINITY};
+      CHECK_EQ(setrlimit(RLIMIT_CORE, &most), 0);
+      CHECK(signal(SIGSEGV, SIG_DFL) != SIG_ERR);
+      CHECK_EQ(dup2(1, 2), 2);
+      stray_write(guarded[0].begin + 8);
+      abort();  // with the guard off
+    }
+    int status = 0;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    printf("CORE %d\n", WIFSIGNALED(status) && WCOREDUMP(status));
+  });
+}
+
 const Case kCases[] = {
     {"pages", pages_server, obedient_client},     {"gaps", gaps_server, obedient_client},
     {"threads", threads_server, obedient_client}, {"child", child_server, obedient_client},
     {"wild", wild_server, obedient_client},       {"overrun", overrun_server, obedient_client},
-    {"reported", reported_server, obedient_client},
+    {"reported", reported_server, obedient_client}, {"core", core_server, obedient_client},
 };
 
 }  // namespace

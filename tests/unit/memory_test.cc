@@ -91,6 +91,7 @@ TEST_CASE("guarded range: slots, guard pages, and what touches it", "[guard]") {
   REQUIRE(faults(first + 3 * kPage));
   REQUIRE(faults(first - 1));
   REQUIRE(range.touches(first, 1));
+  REQUIRE_FALSE(range.touches(first, 0));
   REQUIRE(range.touches(first - 100000, 200000));
   REQUIRE(range.touches(first, ~std::size_t{0}));
   REQUIRE_FALSE(range.touches(&fd, sizeof fd));
