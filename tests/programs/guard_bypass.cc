@@ -203,7 +203,7 @@ Outcome remove_pages() {
 Outcome dont_need() {
   CHECK_EQ(madvise(channel(), channel_bytes(), MADV_DONTNEED), 0);
   // Shared contents are still there, and still closed.
-  CHECK_EQ(vm_read(), kOpen);
+  CHECK_EQ(mem_read(), kOpen);
   return shows_to_loads();
 }
 
