@@ -284,7 +284,7 @@ def test_secret_memory(bench, guard):
     need_secret_memory()
     use_guard(bench, guard)
     bench.settings["BACKING"] = "secret"
-    run_case(bench, "guard_poke", "wild")
+    assert_tally(tallies(run_case(bench, "guard_poke", "pages"))["pages"], guard)
     bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
 
 
@@ -346,6 +346,12 @@ BY_PAGE_RIGHTS = {
     "pkey_free": "blocked", "wrpkru": "blocked", "forged_sigframe": "blocked",
 }  # fmt: skip
 
+# Secret memory is in no kernel mapping (mm/secretmem.c) and locked.
+IN_SECRET = dict.fromkeys(
+    ["process_vm_readv", "process_vm_writev", "proc_mem_read", "proc_mem_write", "map_files", "mprotect_exec", "madv_remove", "ptrace_by_parent"],
+    "blocked",
+)
+
 
 def may_open_map_files() -> bool:
     CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE = 21, 40
@@ -354,10 +360,15 @@ def may_open_map_files() -> bool:
 
 
 @only_both
-@all_guards
-def test_bypasses(bench, guard):
+@pytest.mark.parametrize(
+    "guard,backing", [("pkey", "memfd"), ("mprotect", "memfd"), ("off", "memfd"), ("pkey", "secret")], ids=["pkey", "mprotect", "off", "pkey-secret"]
+)
+def test_bypasses(bench, guard, backing):
     need_pku()  # for off too: some attempts use instructions of it
     use_guard(bench, guard)
+    if backing == "secret":
+        need_secret_memory()
+        bench.settings["BACKING"] = backing
     text = run_case(bench, "guard_bypass", "table")
     found = dict(re.findall(r"^BYPASS (\S+) (\S+)$", text, re.M))
     assert list(found) == list(BYPASSES)
@@ -368,6 +379,8 @@ def test_bypasses(bench, guard):
         expected["map_files"] = "blocked"
     if guard == "mprotect":
         expected.update(BY_PAGE_RIGHTS)
+    if backing == "secret":
+        expected.update(IN_SECRET)
     if guard == "off":
         expected.update(dict.fromkeys(STOPPED_BY_THE_KEY, "open"))
     differs = {name: f"{outcome}, not {expected[name]}" for name, outcome in found.items() if outcome not in ("absent", expected[name])}

@@ -22,7 +22,7 @@ struct Mapping {
   int key;        // ProtectionKey of smaps; 0: the default one
   bool shared;
   bool no_dump;   // VmFlags "dd"
-  bool ours;      // a memfd of the library's
+  bool ours;      // a memfd of the library's, or secret memory
   bool anonymous;  // shared memory without a file
 };
 
@@ -51,7 +51,8 @@ class Guarded {
         now.begin = begin;
         now.end = end;
         now.shared = rights[3] == 's';
-        now.ours = strncmp(line + name, "/memfd:mpklink-", 15) == 0;
+        // memfd_secret gives no names; nobody else here uses it.
+        now.ours = strncmp(line + name, "/memfd:mpklink-", 15) == 0 || strncmp(line + name, "/secretmem", 10) == 0;
         now.anonymous = now.shared && strncmp(line + name, "/dev/zero", 9) == 0;
       }
       if (strncmp(line, "ProtectionKey:", 14) == 0) now.key = atoi(line + 14);
