@@ -127,11 +127,13 @@ bool any_tag(const epoll_event* events, int n) {
 }
 
 // The kernel's wait, counted among the set's sleepers, also when the thread never comes back from it.
-int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask) {
+int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call, Undisturbed* undisturbed) {
   int n = 0;
   {
     const OnUnwind owed(end_sleep, set);
-    n = kernel_wait(set, events, max, timeout_ns, mask);
+    undisturbed->allow();
+    n = call.any() ? (errno = EINTR, -1) : kernel_wait(set, events, max, timeout_ns, mask);
+    undisturbed->again();
   }
   const ErrnoSaver keep;
   end_sleep(set);
@@ -150,6 +152,7 @@ void look_at_quiet(EpollSet* set) {
 // Arms, looks again, sleeps. Returns as epoll_wait(2); 0 with *again: nothing for the program yet.
 int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call, bool* again) {
   *again = true;
+  Undisturbed undisturbed;
   set->sleepers.fetch_add(1);  // SYNC: sleepers. Before the look for boards and at the ready list
   arm_all(set);
   const int early = collect(set, events, max);
@@ -157,15 +160,10 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
     end_sleep(set);
     return early;
   }
-  if (call.any()) {
-    end_sleep(set);
-    *again = false;
-    return errno = EINTR, -1;
-  }
   process().counters.sleeps.fetch_add(1);
   const std::int64_t cap = look_again_ns(set);
   const std::int64_t patience = cap >= 0 && (timeout_ns < 0 || timeout_ns > cap) ? cap : timeout_ns;
-  const int n = counted_wait(set, events, max, patience, mask);
+  const int n = counted_wait(set, events, max, patience, mask, call, &undisturbed);
   set->kernel_asked_tsc = __rdtsc();
   set->calls_since_kernel = 0;
   if (n < 0) {
@@ -253,12 +251,14 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
 
 int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask) {
   const std::uint64_t start = timeout_ns > 0 ? now_ns() : 0;
+  const HandlersSince call;
+  Undisturbed undisturbed;
   set->sleepers.fetch_add(1);  // SYNC: sleepers
   if (set->managed_members.load_acquire() != 0) {
     end_sleep(set);
     return epoll_wait_managed(set, events, maxevents, timeout_ns, mask);
   }
-  const int n = counted_wait(set, events, maxevents, timeout_ns, mask);
+  const int n = counted_wait(set, events, maxevents, timeout_ns, mask, call, &undisturbed);
   // Nothing of ours in it: the usual case of a program whose peers run without the library.
   if (n <= 0 || !any_tag(events, n)) return n;
   // A stream of the set was upgraded while we slept, or a bell is still in it: a forked child's set is its parent's, bells and all.

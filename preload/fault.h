@@ -3,9 +3,10 @@
 //
 // DESIGN section 1 wants no signal handler of ours; it also wants, before that, that the program cannot tell. recv(2) into
 // an unmapped page is EFAULT and not a crash, and no check beforehand is sound (memory may go away at any time) or free (a
-// system call each). So the handler is there from the first socket or epoll instance on, and only where the program has none: one that sets
-// its own replaces ours, and is never told of ours (hooks_signal.cc). Faults elsewhere end as if it did not exist: the default
-// action is put back and the instruction faults again; one in guarded memory is reported first (fault_report.h).
+// system call each). So the handler is there from the first socket or epoll instance on where the program has none, and where it has
+// one, the handler that stands before it (signals.h) looks first. The program is told of neither. Faults elsewhere end as if both did not exist:
+// the program's handler runs, or the default action is put back and the instruction faults again; one in guarded memory is reported
+// before that (fault_report.h).
 #pragma once
 #include <signal.h>
 

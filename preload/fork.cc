@@ -54,6 +54,7 @@ void after_fork_in_parent() {
 namespace {
 
 void put_child_in_order(bool prepared) {
+  t_state.undisturbed.store_relaxed(1);  // relaxed: the only thread's own
   for (unsigned i = 0; i < kLocks; ++i) table_lock(i).reset();
   g_forks.store_relaxed(0);  // relaxed: one thread here
   forked_child();
@@ -61,7 +62,8 @@ void put_child_in_order(bool prepared) {
   pairs_forked_child();
   streams_forked_child(prepared);
   pollers_forked_child();
-  if (t_state.after.load_relaxed() != 0) after_sections();  // relaxed: the only thread's own
+  t_state.undisturbed.store_relaxed(0);  // relaxed: the only thread's own, as is the next
+  if (t_state.after.load_relaxed() != 0) after_sections();
 }
 
 }  // namespace

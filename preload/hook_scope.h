@@ -19,7 +19,7 @@ inline int fresh_fd(int fd) {
   return fd;
 }
 
-// For a call that is no cancellation point, although what it does here is.
+// For a call that is no cancellation point, although what it does here is. Nor may a handler jump out of it.
 class CancellationOff {
  public:
   CancellationOff() { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
@@ -28,6 +28,7 @@ class CancellationOff {
   CancellationOff& operator=(const CancellationOff&) = delete;
 
  private:
+  Undisturbed undisturbed_;
   int before_ = 0;
 };
 

@@ -10,6 +10,8 @@
 
 using namespace mpklink;
 
+extern "C" int mpklink_sigaction(int number, const struct sigaction* action, struct sigaction* old) noexcept;
+
 namespace {
 
 bool of_faults(int number) { return number == SIGSEGV || number == SIGBUS; }
@@ -17,18 +19,15 @@ bool of_faults(int number) { return number == SIGSEGV || number == SIGBUS; }
 // signal(2) and its kin. `call` sets the disposition, keeping errno's rules.
 template <class Call>
 sighandler_t signal_any(int number, sighandler_t handler, Call call) {
-  if (!of_faults(number)) {
-    const sighandler_t before = program_handler(number);
-    return adopt_handler(number, handler, call(number, handler), before);
-  }
   struct sigaction before = {};
-  if (const struct sigaction* ours = handler == SIG_DFL ? default_or_ours(number) : nullptr) {
-    if (real().sigaction(number, ours, &before) != 0) return SIG_ERR;
-    return is_fault_handler(before) ? SIG_DFL : before.sa_handler;
+  if (handler == SIG_DFL && of_faults(number) && default_or_ours(number) != nullptr) {
+    return mpklink_sigaction(number, &before, &before) == 0 ? before.sa_handler : SIG_ERR;
   }
-  real().sigaction(number, nullptr, &before);
-  const sighandler_t old = call(number, handler);
-  return old != SIG_ERR && is_fault_handler(before) ? SIG_DFL : old;
+  const sighandler_t was = program_handler(number);
+  const sighandler_t old = adopt_handler(number, handler, call(number, handler), was);
+  before.sa_handler = old;
+  before.sa_flags = SA_SIGINFO;
+  return of_faults(number) && is_fault_handler(before) ? SIG_DFL : old;
 }
 
 }  // namespace
@@ -36,12 +35,11 @@ sighandler_t signal_any(int number, sighandler_t handler, Call call) {
 extern "C" {
 
 int mpklink_sigaction(int number, const struct sigaction* action, struct sigaction* old) noexcept {
-  if (!of_faults(number)) return set_action(number, action, old);
-  if (action != nullptr && !(action->sa_flags & SA_SIGINFO) && action->sa_handler == SIG_DFL) {
+  if (of_faults(number) && action != nullptr && !(action->sa_flags & SA_SIGINFO) && action->sa_handler == SIG_DFL) {
     if (const struct sigaction* ours = default_or_ours(number)) action = ours;
   }
-  const int result = real().sigaction(number, action, old);
-  if (result == 0 && old != nullptr && is_fault_handler(*old)) *old = {};
+  const int result = set_action(number, action, old);
+  if (of_faults(number) && result == 0 && old != nullptr && is_fault_handler(*old)) *old = {};
   return result;
 }
 

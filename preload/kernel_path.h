@@ -28,6 +28,7 @@ template <class Call>
 bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result, Call call) {
   ssize_t n = -1;
   {
+    Undisturbed undisturbed;  // whoever jumps out of here leaves a call counted for ever
     if (!hold(fd, s)) return false;
     s->kernel_calls.fetch_add(1);  // SYNC: kernel_calls, before the look at the state
     const State state = state_of(s);
@@ -37,7 +38,9 @@ bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result
     }
     {
       const OnUnwind owed(end_kernel_call, s);
+      undisturbed.allow();
       n = call();
+      undisturbed.again();
       if (n > 0 && counts) (flow == Flow::kIn ? s->tcp_received : s->tcp_sent).fetch_add(static_cast<std::uint64_t>(n));
     }
     const ErrnoSaver keep;

@@ -98,6 +98,7 @@ class PollCall {
   bool spin(std::int64_t left_ns);
 
   const HandlersSince call_;
+  Undisturbed undisturbed_;  // whoever jumps out of here leaves pins behind
   pollfd* fds_;
   nfds_t n_;
   Scratch* scratch_;
@@ -271,7 +272,15 @@ int PollCall::merge() {
 int PollCall::ask_now(const sigset_t* mask) {
   answer();
   const timespec now = {};
-  const int n = quiet().ppoll(kernel_, n_, &now, mask);
+  int n = 0;
+  if (mask == nullptr) {
+    n = quiet().ppoll(kernel_, n_, &now, nullptr);
+  } else {  // lets signals in
+    const OnUnwind owed(cancelled, this);
+    undisturbed_.allow();
+    n = quiet().ppoll(kernel_, n_, &now, mask);
+    undisturbed_.again();
+  }
   return n < 0 ? -1 : merge();
 }
 
@@ -308,10 +317,16 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   }
   process().counters.sleeps.fetch_add(1);
   int n = 0;
-  if (call_.any()) return errno = EINTR, -1;
   {
     const OnUnwind owed(cancelled, this);
-    n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
+    undisturbed_.allow();
+    if (call_.any()) {
+      errno = EINTR;
+      n = -1;
+    } else {
+      n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
+    }
+    undisturbed_.again();
   }
   const bool rung = bell_ >= 0 && kernel_[bell_at].revents != 0;
   kernel_[bell_at] = {-1, 0, 0};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Sections of a thread: while it holds a SpinLock or has the gate open, no signal handler of the program runs on it (signals.h). So no
-// handler finds the library half-way: it may use any stream, fork, or jump out and never come back.
+// handler finds the library half-way: it may use any stream, fork, or jump out and never come back. The same holds while it owes something
+// between two sections (a pin, a place among the sleepers) and is Undisturbed.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -15,6 +16,7 @@ struct Stream;
 struct ThreadState {
   std::uint32_t id = 0;           // this thread's number in the kernel; 0: not asked for yet
   Atomic<std::uint32_t> sections;  // it is in; a signal handler of this thread reads it
+  Atomic<std::uint32_t> undisturbed;  // Undisturbed scopes it is in
   Atomic<std::uint32_t> after;     // not 0: something was put off to their end
   Atomic<std::uint64_t> held_signals;  // bit N - 1: signal N, blocked until then
   Atomic<std::uint32_t> handlers;  // of the program that have run on it; wraps
@@ -59,6 +61,32 @@ class HandlersSince {
  private:
   std::uint32_t handlers_ = t_state.handlers.load_relaxed();  // relaxed: this thread's own
   std::uint32_t breaks_ = t_state.breaks.load_relaxed();      // relaxed: this thread's own
+};
+
+// Handlers of the program wait until the scope ends, or until allow(). What is put off for streams does not.
+class Undisturbed {
+ public:
+  Undisturbed() { t_state.undisturbed.store_relaxed(t_state.undisturbed.load_relaxed() + 1); }  // relaxed: this thread's own
+  ~Undisturbed() {
+    if (waits_) allow();
+  }
+  // They may come, and one of them may jump out of here. From now on until again().
+  void allow() {
+    waits_ = false;
+    t_state.undisturbed.store_relaxed(t_state.undisturbed.load_relaxed() - 1);  // relaxed: this thread's own
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    if (sections_here() == 0 && t_state.after.load_relaxed() != 0) after_sections();  // relaxed: as above
+  }
+  void again() {
+    t_state.undisturbed.store_relaxed(t_state.undisturbed.load_relaxed() + 1);  // relaxed: this thread's own
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    waits_ = true;
+  }
+  Undisturbed(const Undisturbed&) = delete;
+  Undisturbed& operator=(const Undisturbed&) = delete;
+
+ private:
+  bool waits_ = true;
 };
 
 class Section {

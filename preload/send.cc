@@ -277,7 +277,8 @@ ssize_t send_loop(Call* c, std::size_t total) {
     }
     if (step.n >= 0) {
       done += static_cast<std::size_t>(step.n);
-      if (done == total || step.fault) return static_cast<ssize_t>(done);
+      // A handler in between may have sent on the stream as well: then it is not said that all went in one.
+      if (done == total || step.fault || c->handlers.any()) return static_cast<ssize_t>(done);
       continue;
     }
     if (step.leave) {

@@ -4,14 +4,16 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 
+#include "preload/fault.h"
 #include "preload/process.h"
 #include "preload/stream.h"
 #include "shm/raw_syscall.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 namespace {
 
-// The program's handler of each signal, with the flags that ours does not hand on to the kernel. User addresses have 56 bits at most.
+// The program's handler of each signal, and its flags of which the kernel has others. User addresses have 56 bits at most.
 constexpr std::uint64_t kTakesInfo = std::uint64_t{1} << 63;  // SA_SIGINFO
 constexpr std::uint64_t kOnce = std::uint64_t{1} << 62;       // SA_RESETHAND
 constexpr std::uint64_t kBreaks = std::uint64_t{1} << 61;     // no SA_RESTART
@@ -22,53 +24,74 @@ using Handler = void (*)(int, siginfo_t*, void*);
 
 std::uint64_t bit_of(int number) { return std::uint64_t{1} << (number - 1); }
 
+// Not those of a crash, which must be answered where they happen; of these only faults are looked at. Nor those of job control: to queue one
+// takes back another.
 bool concerns_us(int number) {
-  constexpr std::uint64_t left_alone = 1u << (SIGSEGV - 1) | 1u << (SIGBUS - 1) | 1u << (SIGFPE - 1) | 1u << (SIGILL - 1) |
-                                       1u << (SIGTRAP - 1) | 1u << (SIGABRT - 1) | 1u << (SIGSYS - 1) | 1u << (SIGKILL - 1) |
-                                       1u << (SIGSTOP - 1);
+  constexpr std::uint64_t left_alone = 1u << (SIGFPE - 1) | 1u << (SIGILL - 1) | 1u << (SIGTRAP - 1) | 1u << (SIGABRT - 1) | 1u << (SIGSYS - 1) |
+                                       1u << (SIGKILL - 1) | 1u << (SIGSTOP - 1) | 1u << (SIGCONT - 1) | 1u << (SIGTSTP - 1) |
+                                       1u << (SIGTTIN - 1) | 1u << (SIGTTOU - 1);
   return number > 0 && number < NSIG && !(left_alone & bit_of(number));
 }
 
-long queue_here(int number, const siginfo_t* info) {
-  return raw_syscall(SYS_rt_tgsigqueueinfo, raw_syscall(SYS_getpid), raw_syscall(SYS_gettid), number, reinterpret_cast<long>(info));
+bool is_fault(int number) { return number == SIGSEGV || number == SIGBUS; }
+
+void change_mask(int how, std::uint64_t signals, std::uint64_t* before = nullptr) {
+  raw_syscall(SYS_rt_sigprocmask, how, reinterpret_cast<long>(&signals), reinterpret_cast<long>(before), sizeof signals);
+}
+
+void on_signal(int number, siginfo_t* info, void* context);
+bool is_ours(const struct sigaction& action) { return (action.sa_flags & SA_SIGINFO) && action.sa_sigaction == on_signal; }
+
+// The kernel has made it the default action for the one delivery that is put off.
+void set_once_more(int number) {
+  struct sigaction action = {};
+  if (real().sigaction(number, nullptr, &action) != 0 || action.sa_handler != SIG_DFL || !(action.sa_flags & static_cast<int>(SA_RESETHAND))) return;
+  action.sa_sigaction = on_signal;
+  real().sigaction(number, &action, nullptr);
+}
+
+// A thread made past libc may have another's thread-local words. (In the child of a fork the number is the parent's, at first.)
+bool words_are_anothers() {
+  return t_state.id != 0 && static_cast<std::uint32_t>(raw_syscall(SYS_gettid)) != t_state.id &&
+         static_cast<std::uint32_t>(raw_syscall(SYS_getpid)) == process().pid.load_relaxed();  // relaxed: changes by fork only
 }
 
 // Blocks the signal until the section ends. False: that cannot be, now is the time.
 bool put_off(int number, const siginfo_t* info, void* context) {
-  // A thread made past libc may have another's thread-local words.
-  if (t_state.id != 0 && static_cast<std::uint32_t>(raw_syscall(SYS_gettid)) != t_state.id) return false;
-  const std::uint64_t bit = bit_of(number);
+  // Blocked already: it was let in by the mask of a ppoll or the like, and its handler is to run before that call returns.
+  if (sigismember(&static_cast<ucontext_t*>(context)->uc_sigmask, number) == 1 || words_are_anothers()) return false;
   std::uint64_t mask = 0;
-  // Before it is queued: with SA_NODEFER it is not blocked.
-  raw_syscall(SYS_rt_sigprocmask, SIG_BLOCK, reinterpret_cast<long>(&bit), reinterpret_cast<long>(&mask), sizeof mask);
-  if (queue_here(number, info) != 0) {  // RLIMIT_SIGPENDING
-    raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, reinterpret_cast<long>(&mask), 0, sizeof mask);
+  change_mask(SIG_BLOCK, bit_of(number), &mask);  // before it is queued: with SA_NODEFER it is not blocked
+  if (g_handlers[number].load_acquire() & kOnce) set_once_more(number);  // SYNC: handlers
+  if (raw_syscall(SYS_rt_tgsigqueueinfo, raw_syscall(SYS_getpid), raw_syscall(SYS_gettid), number, reinterpret_cast<long>(info)) != 0) {
+    change_mask(SIG_SETMASK, mask);  // RLIMIT_SIGPENDING
     return false;
   }
   sigaddset(&static_cast<ucontext_t*>(context)->uc_sigmask, number);
-  t_state.held_signals.fetch_or(bit);
+  t_state.held_signals.fetch_or(bit_of(number));
   t_state.after.store_relaxed(1);  // relaxed: this thread's own
   return true;
 }
 
+// A bad pointer of the program's, which the kernel would answer with EFAULT.
+bool resume_copy(const siginfo_t* info, void* context) {
+  greg_t& pc = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP];
+  const std::uintptr_t there = info->si_code > 0 ? user_copy_continuation(static_cast<std::uintptr_t>(pc)) : 0;
+  if (there != 0) pc = static_cast<greg_t>(there);
+  return there != 0;
+}
+
 void on_signal(int number, siginfo_t* info, void* context) {
-  if (sections_here() != 0 && put_off(number, info, context)) return;
-  std::uint64_t word = g_handlers[number].load_acquire();  // SYNC: handlers
-  if (word & kOnce) {
-    word = g_handlers[number].exchange(0);
-    struct sigaction plain = {};
-    real().sigaction(number, &plain, nullptr);
-    if (word == 0) {  // another thread was faster: this one is the default's
-      queue_here(number, info);
-      return;
-    }
+  if (is_fault(number)) {
+    if (resume_copy(info, context)) return;
+  } else if ((sections_here() != 0 || t_state.undisturbed.load_relaxed() != 0) && put_off(number, info, context)) {  // relaxed: own
+    return;
   }
+  const std::uint64_t word = g_handlers[number].load_acquire();  // SYNC: handlers
   t_state.handlers.store_relaxed(t_state.handlers.load_relaxed() + 1);  // relaxed: this thread's own
   if (word & kBreaks) t_state.breaks.store_relaxed(t_state.breaks.load_relaxed() + 1);  // relaxed: as above
   reinterpret_cast<Handler>(word & kAddress)(number, info, context);  // one that takes the number alone ignores the rest
 }
-
-bool is_ours(const struct sigaction& action) { return (action.sa_flags & SA_SIGINFO) && action.sa_sigaction == on_signal; }
 
 bool is_function(sighandler_t handler) {
   return handler != SIG_DFL && handler != SIG_IGN && handler != SIG_ERR && handler != SIG_HOLD;
@@ -91,19 +114,18 @@ int set_action(int number, const struct sigaction* action, struct sigaction* old
   std::uint64_t before = g_handlers[number].load_acquire();  // SYNC: handlers
   struct sigaction ours = {};
   // A vfork child has our memory, but handlers of its own.
-  if (action != nullptr && is_function(action->sa_handler) && !is_ours(*action) && !in_foreign_child()) {
+  if (action != nullptr && is_function(action->sa_handler) && !is_ours(*action) && !is_fault_handler(*action) && !in_foreign_child()) {
     ours = *action;
     ours.sa_sigaction = on_signal;
-    ours.sa_flags = (ours.sa_flags | SA_SIGINFO) & ~static_cast<int>(SA_RESETHAND);
+    ours.sa_flags |= SA_SIGINFO;
     before = g_handlers[number].exchange(word_of(*action));
     action = &ours;
   }
   const int result = real().sigaction(number, action, old);
-  if (result == 0 && old != nullptr && is_ours(*old)) {
-    old->sa_handler = address_in(before);
-    if (!(before & kTakesInfo)) old->sa_flags &= ~SA_SIGINFO;
-    if (before & kOnce) old->sa_flags |= static_cast<int>(SA_RESETHAND);
-  }
+  if (result != 0 || old == nullptr) return result;
+  const bool spent = old->sa_handler == SIG_DFL && (old->sa_flags & static_cast<int>(SA_RESETHAND));
+  if ((is_ours(*old) || spent) && !(before & kTakesInfo)) old->sa_flags &= ~SA_SIGINFO;
+  if (old->sa_handler == reinterpret_cast<sighandler_t>(reinterpret_cast<std::uintptr_t>(on_signal))) old->sa_handler = address_in(before);
   return result;
 }
 
@@ -127,12 +149,29 @@ void note_interrupts(int number, bool interrupts) {
   }
 }
 
+bool breaking_handler_past_libc() {
+  std::uint64_t blocked = 0;
+  change_mask(SIG_BLOCK, 0, &blocked);
+  for (int number = 1; number < NSIG; ++number) {
+    struct sigaction action = {};
+    if (!concerns_us(number) || is_fault(number) || (blocked & bit_of(number)) || real().sigaction(number, nullptr, &action) != 0) continue;
+    if (is_function(action.sa_handler) && !is_ours(action) && !(action.sa_flags & SA_RESTART)) return true;
+  }
+  return false;
+}
+
 void after_sections() {
-  t_state.after.store_relaxed(0);  // relaxed: this thread's own, as are the next
-  run_deferred();
+  if (t_state.deferred != nullptr) {
+    const Undisturbed alone;  // or the rest would be left undone by a handler that jumps
+    const ErrnoSaver keep;
+    run_deferred();
+  }
+  if (t_state.undisturbed.load_relaxed() != 0) return;  // relaxed: this thread's own. Later
+  std::uint64_t mask = 0;
+  change_mask(SIG_BLOCK, ~std::uint64_t{0}, &mask);  // or one that jumps in between would leave others blocked
   const std::uint64_t held = t_state.held_signals.exchange(0);
-  // Here they come, one after the other; from one of them we may not come back.
-  if (held != 0) raw_syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, reinterpret_cast<long>(&held), 0, sizeof held);
+  t_state.after.store_relaxed(0);  // relaxed: this thread's own
+  change_mask(SIG_SETMASK, mask & ~held);  // here they come, one after the other
 }
 
 }  // namespace mpklink

@@ -7,7 +7,9 @@
 // this thread, and returns; the end of the section unblocks it. (Onload does so, too.) Outside it calls the program's at once.
 // What sigaction tells the program is the program's own.
 //
-// Left alone are the signals of a crash, which must be answered where they happen, and handlers installed past libc.
+// Of a fault ours looks only whether it is in shm/user_copy, where a bad pointer of the program's is to be EFAULT (fault.h). Left alone are
+// the other signals of a crash, those of job control, and handlers installed past libc. Of real-time signals queued for one thread
+// (pthread_sigqueue) one that was put off comes behind those that were queued with it.
 #pragma once
 #include <signal.h>
 
@@ -23,5 +25,8 @@ int set_action(int number, const struct sigaction* action, struct sigaction* old
 sighandler_t adopt_handler(int number, sighandler_t handler, sighandler_t old, sighandler_t before);
 sighandler_t program_handler(int number);
 void note_interrupts(int number, bool interrupts);  // siginterrupt(3) has changed the flag
+
+// A call of the kernel said EINTR and no handler of ours ran: whether one that was installed past libc, without SA_RESTART, may have.
+bool breaking_handler_past_libc();
 
 }  // namespace mpklink

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/syscall.h>
 
 #include "shm/raw_syscall.h"
@@ -10,32 +12,42 @@
 namespace mpklink {
 namespace {
 
-constexpr unsigned kYieldsBeforeDoubt = 1000;
+constexpr unsigned kTriesBeforeDoubt = 1000;
 
-// The other process may have been killed inside: its half-done operation published nothing, so the lock can be taken over.
-void lock_between_processes(Atomic<std::uint32_t>* owner) {
-  const std::uint32_t me = thread_id();
-  for (unsigned tries = 1;; ++tries) {
-    std::uint32_t seen = 0;
-    {
-      const Gate gate;
-      if (owner->compare_exchange(seen, me)) return;
-    }
-    sched_yield();
-    if (tries % kYieldsBeforeDoubt != 0) continue;
-    if (raw_syscall(SYS_kill, static_cast<long>(seen), 0) != -ESRCH) continue;
-    const Gate gate;
-    if (owner->compare_exchange(seen, me)) return;
-  }
+// Killed, and perhaps not waited for yet.
+bool is_dead(std::uint32_t thread) {
+  if (raw_syscall(SYS_kill, static_cast<long>(thread), 0) == -ESRCH) return true;
+  char path[32] = "";
+  snprintf(path, sizeof path, "/proc/%u/stat", thread);
+  const int file = quiet().open(path, O_RDONLY | O_CLOEXEC, 0);
+  if (file < 0) return false;
+  char text[64] = "";
+  const ssize_t n = quiet().read(file, text, sizeof text - 1);  // "pid (name of 15 bytes at most) state …"
+  quiet().close(file);
+  const char* const name_end = n > 0 ? strrchr(text, ')') : nullptr;
+  return name_end != nullptr && (name_end[1] == '\0' || name_end[2] == 'Z' || name_end[2] == 'X');
 }
 
 }  // namespace
 
 void TransferLock::count_reentry() { process().counters.reentered.fetch_add(1); }
 
-void TransferLock::lock_processes(Atomic<std::uint32_t>* owner) {
-  shared_owner_ = owner;
-  lock_between_processes(owner);
+void TransferLock::await_other_process() { sched_yield(); }
+
+// False: the other process has it. One that was killed inside has published nothing of its half-done operation, so the lock can be taken over.
+bool TransferLock::lock_processes(Atomic<std::uint32_t>* owner, unsigned tries) {
+  const std::uint32_t me = thread_id();
+  std::uint32_t seen = 0;
+  {
+    const Gate gate;
+    if (owner->compare_exchange(seen, me)) return shared_owner_ = owner, true;
+  }
+  if (tries % kTriesBeforeDoubt != 0) return false;
+  const ErrnoSaver keep;
+  if (!is_dead(seen)) return false;
+  const Gate gate;
+  if (!owner->compare_exchange(seen, me)) return false;
+  return shared_owner_ = owner, true;
 }
 
 void TransferLock::unlock_processes() {

@@ -20,14 +20,20 @@ class TransferLock {
       count_reentry();
       return;
     }
-    lock->lock();
-    if (__builtin_expect((when == kInUse && !fd_table().names(fd, s)) || !managed(state_of(s)), 0)) {
+    for (unsigned tries = 1;; ++tries) {
+      lock->lock();
+      if (__builtin_expect((when == kInUse && !fd_table().names(fd, s)) || !managed(state_of(s)), 0)) {
+        lock->unlock();
+        return;
+      }
+      lock_ = lock;
+      if (__builtin_expect(!s->forked.load_relaxed() || s->core == nullptr, 1)) return;  // relaxed: set with both locks held
+      if (lock_processes(side == kSend ? &s->core->send_owner : &s->core->receive_owner, tries)) return;
+      // Not waited for with the lock in hand: the handlers of this thread may be what the other process waits for, or its end.
+      lock_ = nullptr;
       lock->unlock();
-      return;
+      await_other_process();
     }
-    lock_ = lock;
-    if (__builtin_expect(!s->forked.load_relaxed() || s->core == nullptr, 1)) return;  // relaxed: set with both locks held
-    lock_processes(side == kSend ? &s->core->send_owner : &s->core->receive_owner);
   }
   ~TransferLock() {
     if (lock_ == nullptr) return;
@@ -42,7 +48,8 @@ class TransferLock {
 
  private:
   static void count_reentry();
-  void lock_processes(Atomic<std::uint32_t>* owner);
+  bool lock_processes(Atomic<std::uint32_t>* owner, unsigned tries);
+  static void await_other_process();
   void unlock_processes();
 
   SpinLock* lock_ = nullptr;

@@ -12,6 +12,7 @@
 #include "preload/identity.h"
 #include "preload/log.h"
 #include "preload/pair.h"
+#include "preload/signals.h"
 #include "preload/sleepers.h"
 #include "preload/wait.h"
 
@@ -105,7 +106,8 @@ int block(Call* c, std::uint32_t event, std::size_t done, std::uint64_t timeout_
     case Waited::kInterrupted: break;
   }
   // The wait underneath is ppoll, which never restarts by itself, also for a signal of libc's own (setuid).
-  return restarts && !c->handlers.breaking() ? 0 : EINTR;
+  const bool breaks = c->handlers.breaking() || (!c->handlers.any() && breaking_handler_past_libc());
+  return restarts && !breaks ? 0 : EINTR;
 }
 
 ssize_t finish_on_stand_in(const Call& c, ssize_t result) {

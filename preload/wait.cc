@@ -157,8 +157,16 @@ void stop_listening(void* argument) {
   unpin(c->stream);
 }
 
+struct Wait {
+  std::uint64_t deadline_ns;
+  const HandlersSince& call;
+  bool restarts;
+  Undisturbed* undisturbed;
+  bool interrupted() const { return restarts ? call.breaking() : call.any(); }
+};
+
 // Asleep in the kernel on the socket and the bell. The stream is pinned and listened to, the sleeper counted.
-int sleep_on(Stream* s, int fd, std::uint32_t event, Path path, ThreadPoller* poller, std::uint64_t deadline_ns, bool* capped) {
+int sleep_on(Stream* s, int fd, std::uint32_t event, Path path, ThreadPoller* poller, const Wait& wait, bool* capped) {
   const std::uint32_t sticky = s->sticky.load_relaxed();  // relaxed: own or earlier news
   // A reader asks for FIN even when it is known: another thread may have noted it since this one looked. A writer must not,
   // or it would spin.
@@ -176,13 +184,15 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, Path path, ThreadPoller* po
   if (poller->slow()) cap = kSlowLookNs;
   if (event == EPOLLOUT && cap == 0) cap = kOrphanLookNs;
   timespec timeout = {};
-  timespec* wait = remaining(deadline_ns, cap, &timeout, capped);
+  timespec* limit = remaining(wait.deadline_ns, cap, &timeout, capped);
   process().counters.sleeps.fetch_add(1);
   Cleanup cleanup = {poller, s, fd_table().hidden(fd)};
   int n = 0;
   {
     const OnUnwind owed(stop_listening, &cleanup);
-    n = real().ppoll(p, poller->bell() >= 0 ? 2 : 1, wait, nullptr);
+    wait.undisturbed->allow();
+    n = wait.interrupted() ? -1 : real().ppoll(p, poller->bell() >= 0 ? 2 : 1, limit, nullptr);
+    wait.undisturbed->again();
   }
   if (n > 0) {
     const auto news = static_cast<std::uint32_t>(static_cast<unsigned short>(p[0].revents));
@@ -223,7 +233,12 @@ bool may_spin(Pair* pair, std::uint32_t our_side) {
 
 Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t deadline_ns, const HandlersSince& call, bool restarts) {
   const int fd = *number;
-  if (!pin(fd, s)) return wait_kernel(s, fd, event, deadline_ns);
+  Undisturbed undisturbed;  // whoever jumps out of here leaves a pin, a poller and a sleeper behind
+  const Wait wait = {deadline_ns, call, restarts, &undisturbed};
+  if (!pin(fd, s)) {
+    undisturbed.allow();
+    return wait.interrupted() ? Waited::kInterrupted : wait_kernel(s, fd, event, deadline_ns);
+  }
   const std::uint64_t start = now_ns();
   if (spin_on(s, event)) {
     process().counters.spin_hits.fetch_add(1);
@@ -237,8 +252,7 @@ Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t de
   int n = 1;
   bool capped = false;
   const bool sleeps = !ready_now(s, fd, event, look.readiness) && enter_sleep(fd, s);
-  const bool interrupted = restarts ? call.breaking() : call.any();
-  if (sleeps) n = interrupted ? -1 : sleep_on(s, fd, event, look.path, &poller, deadline_ns, &capped);
+  if (sleeps) n = sleep_on(s, fd, event, look.path, &poller, wait, &capped);
   {
     const ErrnoSaver keep;
     poller.stop(s);
