@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "preload/fd_table.h"
+#include "preload/on_unwind.h"
 #include "preload/process.h"
 #include "preload/rendezvous.h"
 #include "preload/stream.h"
@@ -19,17 +20,19 @@ inline int fresh_fd(int fd) {
   return fd;
 }
 
-// For a call that is no cancellation point, although what it does here is. Nor may a handler jump out of it.
+// For a call that is no cancellation point, although what it does here is.
 class CancellationOff {
  public:
-  CancellationOff() { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
-  ~CancellationOff() { pthread_setcancelstate(before_, nullptr); }
+  CancellationOff() : owed_(restore, this) { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_); }
+  ~CancellationOff() { restore(this); }
   CancellationOff(const CancellationOff&) = delete;
   CancellationOff& operator=(const CancellationOff&) = delete;
 
  private:
-  Undisturbed undisturbed_;
-  int before_ = 0;
+  static void restore(void* self) { pthread_setcancelstate(static_cast<CancellationOff*>(self)->before_, nullptr); }
+
+  int before_ = PTHREAD_CANCEL_ENABLE;
+  const OnUnwind owed_;
 };
 
 }  // namespace mpklink

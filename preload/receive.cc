@@ -388,6 +388,8 @@ ssize_t receive_loop(Call* c, std::size_t total) {
         continue;
       }
       if (!lock.held()) return lost_stream(c->fd, s, done, waited);
+      // A handler may have received as well, and in the kernel a signal ends a call that has something.
+      if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);
       step = receive_step(*c, done, total - done, &follow);
     }
     if (follow) path_moved(c->fd, s);
@@ -399,9 +401,8 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     if (step.n > 0) {
       s->late = false;
       done += static_cast<std::size_t>(step.n);
-      // A handler in between may have received as well, and in the kernel a signal ends a call that has something.
       const bool enough = done >= target || non_blocking(s, flags);
-      if (done == total || step.fault || c->handlers.any() || !((flags & MSG_WAITALL) || step.more || !enough)) return static_cast<ssize_t>(done);
+      if (done == total || step.fault || !((flags & MSG_WAITALL) || step.more || !enough)) return static_cast<ssize_t>(done);
       continue;
     }
     if (step.n == 0) return static_cast<ssize_t>(done);

@@ -273,12 +273,13 @@ ssize_t send_loop(Call* c, std::size_t total) {
         continue;
       }
       if (!lock.held()) return lost_stream(c->fd, s, done, waited);
+      // A handler may have sent on the stream as well: then it is not said that all went in one.
+      if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);
       step = send_step(*c, done, total - done);
     }
     if (step.n >= 0) {
       done += static_cast<std::size_t>(step.n);
-      // A handler in between may have sent on the stream as well: then it is not said that all went in one.
-      if (done == total || step.fault || c->handlers.any()) return static_cast<ssize_t>(done);
+      if (done == total || step.fault) return static_cast<ssize_t>(done);
       continue;
     }
     if (step.leave) {

@@ -73,7 +73,7 @@ CASES = {
         "exec pass stdio splice splice_late numbers splice_forked splice_nothing urgent full wrong_shutdown half_closed closed"
         " waitall_stalled"
     ).split(),
-    "semantics_handlers": "told children queued at_once".split(),
+    "semantics_handlers": "told children queued at_once bad_buffer past_libc once inside jumps killed".split(),
     "semantics_switch": "peek_all low_water".split(),
     "semantics_edges": "full_array wide_select small_stack cancel_sendfile crash_handler nonblocking_child".split(),
     "semantics_process": (

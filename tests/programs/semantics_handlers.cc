@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: MIT
 // Signal handlers beside calls on a stream, and what sigaction and its kin tell of them. `NAME list` prints the cases.
+#include <dirent.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 
 #include <atomic>
 #include <initializer_list>
 
+#include "asleep.h"
 #include "case_tools.h"
 
 using namespace testlib;
@@ -221,11 +227,280 @@ void at_once_client(int fd, const Sync& sync) {
   finish(fd, sync);
 }
 
+// ---- handlers of other kinds --------------------------------------------------------------------------------------------
+
+volatile sig_atomic_t g_faults, g_alarms;
+
+void count_fault(int) {
+  g_faults = g_faults + 1;
+  if (g_faults > 3) _exit(7);  // it comes back to the instruction
+}
+void count_alarm(int) { g_alarms = g_alarms + 1; }
+
+// A bad buffer is EFAULT also for a program that handles SIGSEGV, and afterwards its signals arrive as before.
+void bad_buffer_client(int fd, const Sync& sync) {
+  uint64_t offset = 0;
+  exchange(fd, &offset);
+  set(SIGSEGV, count_fault, 0);
+  set(SIGALRM, count_alarm, SA_RESTART);
+  send_pattern(fd, kUp, offset, kTripBytes);
+  wait_readable(fd);
+  char* const bad = static_cast<char*>(mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  CHECK_ERRNO(recv(fd, bad, 10, 0), EFAULT);
+  CHECK_ERRNO(send(fd, bad, 10, 0), EFAULT);
+  CHECK_EQ(raise(SIGALRM), 0);
+  recv_pattern(fd, kUp, offset, kTripBytes);
+  offset += kTripBytes;
+  exchange(fd, &offset);
+  printf("faults %d alarms %d\n", static_cast<int>(g_faults), static_cast<int>(g_alarms));
+  signal(SIGSEGV, SIG_DFL);
+  finish(fd, sync);
+}
+
+// A handler that the kernel was told of directly interrupts like any other.
+void past_libc_client(int fd, const Sync& sync) {
+  uint64_t offset = 0;
+  exchange(fd, &offset);
+  struct sigaction by_libc;  // for the restorer, of which libc does not tell
+  set(SIGUSR1, count_alarm, 0);
+  struct {
+    void* handler;
+    unsigned long flags;
+    void* restorer;
+    uint64_t mask;
+  } raw = {};
+  const auto call = [](const void* action, void* old) {
+    long result = SYS_rt_sigaction;
+    register long r10 asm("r10") = sizeof(uint64_t);
+    asm volatile("syscall" : "+a"(result) : "D"(SIGUSR1), "S"(action), "d"(old), "r"(r10) : "rcx", "r11", "memory");
+    return result;
+  };
+  CHECK_EQ(call(nullptr, &raw), 0);
+  raw.handler = reinterpret_cast<void*>(count_alarm);
+  CHECK_EQ(call(&raw, nullptr), 0);
+  CHECK_EQ(sigaction(SIGUSR1, nullptr, &by_libc), 0);
+  CHECK(by_libc.sa_handler == count_alarm);
+  const pthread_t self = pthread_self();
+  for (int i = 0; i < 3; i++) {
+    WhenAsleep interrupt([=] { pthread_kill(self, SIGUSR1); });
+    char byte;
+    CHECK_ERRNO(recv(fd, &byte, 1, 0), EINTR);
+  }
+  CHECK_EQ(g_alarms, 3);
+  finish(fd, sync);
+}
+
+std::atomic<bool> g_stop;
+
+void rearm(int) { set(SIGWINCH, rearm, static_cast<int>(SA_RESETHAND)); }
+
+void* wind_up(void*) {
+  while (!g_stop) {
+    raise(SIGWINCH);
+    set(SIGWINCH, rearm, static_cast<int>(SA_RESETHAND));
+  }
+  return nullptr;
+}
+
+// Two threads get, and install, a handler for one signal each: whoever finds it spent gets the default action, which is none.
+void once_client(int fd, const Sync& sync) {
+  static int nothing;
+  set(SIGWINCH, rearm, static_cast<int>(SA_RESETHAND));
+  const pthread_t threads[] = {start_thread(wind_up, &nothing), start_thread(wind_up, &nothing)};
+  uint64_t offset = 0;
+  for (const int64_t end = now_ms() + 500; now_ms() < end;) exchange(fd, &offset, 5);
+  g_stop = true;
+  for (const pthread_t thread : threads) join_thread(thread);
+  finish(fd, sync);
+}
+
+// SIGALRM for this thread alone.
+timer_t make_timer() {
+  timer_t timer;
+  struct sigevent event = {};
+  event.sigev_notify = SIGEV_THREAD_ID;
+  event.sigev_signo = SIGALRM;
+  event._sigev_un._tid = gettid();
+  CHECK_EQ(timer_create(CLOCK_MONOTONIC, &event, &timer), 0);
+  return timer;
+}
+
+void start_timer(timer_t timer, long first_ns, long period_ns) {
+  struct itimerspec when = {};
+  when.it_value.tv_nsec = first_ns;
+  when.it_interval.tv_nsec = period_ns;
+  CHECK_EQ(timer_settime(timer, 0, &when, nullptr), 0);
+}
+
+int g_inside_fd;
+
+void send_mark(int) {
+  const int error = errno;
+  send(g_inside_fd, "\xff", 1, MSG_DONTWAIT);
+  errno = error;
+}
+
+constexpr int kLargeMessages = 100;
+constexpr size_t kLarge = 100000;
+
+// Reads to the end: which messages (their bytes are their number) have marks inside.
+void inside_server(int fd, const Sync& sync) {
+  static unsigned char buffer[65536];
+  int message = -1;
+  unsigned marks = 0;
+  static unsigned inside[256];
+  ssize_t n;
+  while ((n = recv(fd, buffer, sizeof buffer, 0)) > 0) {
+    for (ssize_t i = 0; i < n; i++) {
+      if (buffer[i] == 0xff) {
+        marks++;
+        continue;
+      }
+      if (buffer[i] == message) inside[message] += marks;
+      message = buffer[i];
+      marks = 0;
+    }
+  }
+  CHECK_EQ(n, 0);
+  send_all(fd, inside, sizeof inside);
+  close(fd);
+  sync.post();
+}
+
+// What a handler sends is inside of no message that send() says went whole.
+void inside_client(int fd, const Sync& sync) {
+  char data[64] = {};
+  for (int i = 0; i < 20; i++) send_all(fd, data, sizeof data);
+  g_inside_fd = fd;
+  set(SIGALRM, send_mark, SA_RESTART);
+  const timer_t timer = make_timer();
+  start_timer(timer, 200000, 200000);
+  static char message[kLarge];
+  bool whole[kLargeMessages];
+  for (int i = 0; i < kLargeMessages; i++) {
+    memset(message, i + 1, sizeof message);
+    ssize_t n = send(fd, message, sizeof message, 0);
+    whole[i] = n == sizeof message;
+    for (size_t done = n > 0 ? static_cast<size_t>(n) : 0; done < sizeof message; done += n > 0 ? static_cast<size_t>(n) : 0) {
+      n = send(fd, message + done, sizeof message - done, 0);
+    }
+  }
+  start_timer(timer, 0, 0);
+  CHECK_EQ(shutdown(fd, SHUT_WR), 0);
+  unsigned inside[256];
+  recv_all(fd, inside, sizeof inside);
+  for (int i = 0; i < kLargeMessages; i++) CHECK(!whole[i] || inside[i + 1] == 0);
+  expect_eof(fd);
+  close(fd);
+  sync.wait();
+}
+
+// ---- jumps and deaths in the middle -------------------------------------------------------------------------------------
+
+sigjmp_buf g_jump;
+volatile sig_atomic_t g_armed;
+
+void jump_out(int) {
+  if (!g_armed) return;
+  g_armed = 0;
+  siglongjmp(g_jump, 1);
+}
+
+int count_descriptors() {
+  int n = 0;
+  for (int fd = 0; fd < 20000; fd++) n += fcntl(fd, F_GETFD) >= 0;
+  return n;
+}
+
+int hidden_descriptors() {
+  int n = 0;
+  DIR* dir = opendir("/proc/self/fd");
+  CHECK(dir != nullptr);
+  while (readdir(dir) != nullptr) n++;
+  closedir(dir);
+  return n - count_descriptors();
+}
+
+// Out of recv and poll at any moment: thousands of them leave nothing behind.
+void jumps_client(int fd, const Sync& sync) {
+  static uint64_t offset;
+  exchange(fd, &offset, 100);
+  set(SIGALRM, jump_out, 0);
+  static const timer_t timer = make_timer();
+  const int before = hidden_descriptors();
+  for (volatile int i = 0; i < 4000; i = i + 1) {
+    if (sigsetjmp(g_jump, 1) != 0) continue;
+    g_armed = 1;
+    start_timer(timer, 2000 + i * 7919 % 40000, 0);
+    char byte;
+    struct pollfd p = {fd, POLLIN, 0};
+    if (i % 2 != 0) poll(&p, 1, -1);
+    if (i % 2 == 0) recv(fd, &byte, 1, 0);
+  }
+  g_armed = 0;
+  CHECK(hidden_descriptors() - before < 20);
+  exchange(fd, &offset, 100);
+  finish(fd, sync);
+}
+
+volatile sig_atomic_t g_reaped;
+
+void reap_all(int) {
+  const int error = errno;
+  while (waitpid(-1, nullptr, WNOHANG) > 0) g_reaped = g_reaped + 1;
+  errno = error;
+}
+
+void killed_server(int fd, const Sync& sync) {
+  static char data[4096];
+  while (recv(fd, data, sizeof data, 0) > 0) send(fd, data, 1000, MSG_DONTWAIT | MSG_NOSIGNAL);
+  close(fd);
+  sync.post();
+}
+
+// A child that has the stream too is killed at any moment, and its parent is told by a signal. What was under way is lost, nothing else.
+void killed_client(int fd, const Sync& sync) {
+  static char data[4096];
+  for (int i = 0; i < 20; i++) {
+    CHECK_EQ(send(fd, data, 1000, 0), 1000);
+    recv_all(fd, data, 1000);
+  }
+  set(SIGCHLD, reap_all, SA_RESTART);
+  for (int round = 0; round < 150; round++) {
+    const int wanted = g_reaped + 1;
+    fflush(stdout);
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+      for (;;) {
+        send(fd, data, 1000, MSG_DONTWAIT);
+        recv(fd, data, 1000, MSG_DONTWAIT);
+      }
+    }
+    for (int i = 0; g_reaped < wanted; i++) {
+      send(fd, data, 1000, MSG_DONTWAIT);
+      recv(fd, data, sizeof data, MSG_DONTWAIT);
+      if (i == round * 7 % 400) CHECK_EQ(kill(child, SIGKILL), 0);
+    }
+  }
+  CHECK_EQ(shutdown(fd, SHUT_WR), 0);
+  while (recv(fd, data, sizeof data, 0) > 0) {
+  }
+  close(fd);
+  sync.wait();
+}
+
 const Case kCases[] = {
     {"told", echo_server, told_client},
     {"children", echo_server, children_client},
     {"queued", echo_server, queued_client},
     {"at_once", echo_server, at_once_client},
+    {"bad_buffer", echo_server, bad_buffer_client},
+    {"past_libc", echo_server, past_libc_client},
+    {"once", echo_server, once_client},
+    {"inside", inside_server, inside_client},
+    {"jumps", echo_server, jumps_client},
+    {"killed", killed_server, killed_client},
 };
 
 }  // namespace
