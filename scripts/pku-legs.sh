@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # The guard on emulated machines: with protection keys, on a CPU without them, under a kernel that does not use them.
 # scripts/pku-legs.sh [--full] [--no-install] [WORD…]
-#   --full        on both kernels, and the programs tests/programs/guard_* too
+#   --full        on both kernels, and all cases of the programs tests/programs/guard_*
 #   --no-install  skip all of it where qemu is missing
 #   WORD…         only the legs or kernels with one of these names: keys no-cpuid no-ospke 6.1 6.12
 # Without a machine to be had its cases are skipped; with MPKLINK_TEST_FORCE_PKU=1 they fail.
@@ -31,6 +31,10 @@ cases() {
 keys     | the kernel uses protection keys         | grep -qw pku /proc/cpuinfo && grep -qw ospke /proc/cpuinfo
 keys     | unit tests                              | "$MPKLINK_BUILD"/tests/unit_tests --use-colour no '[guard],[segment],[pkey]'
 keys     | curl, wrk and nginx, keys required      | sh tests/vm/traffic.sh require pkey
+keys     | touches of guarded memory               | sh tests/vm/guard.sh guard_poke pages threads child wild reported
+keys     | pointers into it                        | sh tests/vm/guard.sh guard_disclosure sends receives vectors
+keys     | signals, cancellation, jumps            | sh tests/vm/guard.sh guard_disturb storm cancel jump_busy handler_forks_exit
+keys     | ways around a key                       | sh tests/vm/guard.sh guard_bypass
 no-cpuid | the CPU has no protection keys          | ! grep -qwE 'pku|ospke' /proc/cpuinfo
 no-cpuid | unit tests                              | "$MPKLINK_BUILD"/tests/unit_tests --use-colour no '[guard],[segment],[pkey]'
 no-cpuid | curl, wrk and nginx, keys if any        | sh tests/vm/traffic.sh auto off
@@ -41,8 +45,8 @@ no-ospke | curl, wrk and nginx, keys if any        | sh tests/vm/traffic.sh auto
 no-ospke | curl, wrk and nginx, keys required      | sh tests/vm/traffic.sh require plain
 CASES
   [ "$full" = 1 ] || return
-  for program in "$MPKLINK_BUILD"/tests/programs/guard_*; do
-    [ -f "$program" ] && [ -x "$program" ] && echo "keys | ${program##*/} | '$program'"
+  for program in guard_poke guard_disclosure guard_disturb guard_keys; do
+    echo "keys | $program | sh tests/vm/guard.sh $program"
   done
 }
 

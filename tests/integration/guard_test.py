@@ -79,7 +79,7 @@ def assert_tally(tally: dict, guard: str) -> None:
     kind = {"pkey": "pkuerr", "mprotect": "accerr", "off": "let_through"}[guard]
     assert tally["touched"] > 0
     assert tally[kind] == tally["touched"], f"guard {guard}: every touch must count as {kind}: {tally}"
-    assert tally["wrong_key"] == 0 and tally["wrong_place"] == 0 and tally["other"] == 0, tally
+    assert tally["wrong_key"] == 0 and tally["wrong_place"] == 0 and tally["wrong_way"] == 0 and tally["other"] == 0, tally
 
 
 def run_case(bench, program: str, case: str, ending="server") -> str:

@@ -180,7 +180,7 @@ inline Fault touch_write(uintptr_t at) {
 
 // What came of many touches, by kind. The test compares it with the guard that was in force; the programs do not know that.
 struct Tally {
-  long touched, pkuerr, accerr, wrong_key, wrong_place, other, let_through;
+  long touched, pkuerr, accerr, wrong_key, wrong_place, wrong_way, other, let_through;
 
   void count(const Fault& fault, uintptr_t at, size_t length, int key, bool write) {
     touched++;
@@ -196,11 +196,12 @@ struct Tally {
     } else {
       other++;
     }
-    if (fault.at < at || fault.at >= at + length || fault.write != write) wrong_place++;
+    if (fault.at < at || fault.at >= at + length) wrong_place++;
+    if (fault.write != write) wrong_way++;
   }
   void print(const char* name) const {
-    printf("TALLY %s touched=%ld pkuerr=%ld accerr=%ld wrong_key=%ld wrong_place=%ld other=%ld let_through=%ld\n", name, touched, pkuerr,
-           accerr, wrong_key, wrong_place, other, let_through);
+    printf("TALLY %s touched=%ld pkuerr=%ld accerr=%ld wrong_key=%ld wrong_place=%ld wrong_way=%ld other=%ld let_through=%ld\n", name, touched, pkuerr,
+           accerr, wrong_key, wrong_place, wrong_way, other, let_through);
     fflush(stdout);
   }
 };
