@@ -35,21 +35,25 @@ void on_fault(int number, siginfo_t* info, void* context) {
   raw_syscall(SYS_rt_tgsigqueueinfo, raw_syscall(SYS_getpid), raw_syscall(SYS_gettid), number, reinterpret_cast<long>(info));
 }
 
-struct sigaction g_ours = {};
+struct sigaction fault_action() {
+  struct sigaction action = {};
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+  return action;
+}
 
 void install(int number) {
   struct sigaction before = {};
   if (real().sigaction(number, nullptr, &before) != 0) return;
   if (before.sa_handler != SIG_DFL || (before.sa_flags & SA_SIGINFO)) return;
   g_installed.fetch_or(bit_of(number));
-  real().sigaction(number, &g_ours, nullptr);
+  const struct sigaction ours = fault_action();
+  real().sigaction(number, &ours, nullptr);
 }
 
 }  // namespace
 
 void install_fault_handlers() {
-  g_ours.sa_sigaction = on_fault;
-  g_ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
   install(SIGSEGV);
   install(SIGBUS);
 }
@@ -58,8 +62,9 @@ bool is_fault_handler(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == on_fault;
 }
 
-const struct sigaction* default_or_ours(int number) {
-  return g_installed.load_relaxed() & bit_of(number) ? &g_ours : nullptr;  // relaxed: programs set handlers in one thread
+bool stands_for_default(int number, struct sigaction* ours) {
+  *ours = fault_action();
+  return (g_installed.load_relaxed() & bit_of(number)) != 0;  // relaxed: programs set handlers in one thread
 }
 
 bool can_read(const void* at, std::size_t n) {

@@ -16,8 +16,8 @@ namespace mpklink {
 
 void install_fault_handlers();           // where the disposition is the default; once
 bool is_fault_handler(const struct sigaction& action);
-// The program asks for the default action of SIGSEGV or SIGBUS: ours, when it has ever stood in for it. Null: it has not.
-const struct sigaction* default_or_ours(int number);
+// The program asks for the default action of SIGSEGV or SIGBUS: *ours is to be set when it has ever stood in for it (true).
+bool stands_for_default(int number, struct sigaction* ours);
 
 // Whether [at, at + n) can be read, or read and written, now. For the small structures of a call.
 bool can_read(const void* at, std::size_t n);

@@ -20,7 +20,8 @@ bool of_faults(int number) { return number == SIGSEGV || number == SIGBUS; }
 template <class Call>
 sighandler_t signal_any(int number, sighandler_t handler, Call call) {
   struct sigaction before = {};
-  if (handler == SIG_DFL && of_faults(number) && default_or_ours(number) != nullptr) {
+  struct sigaction ours = {};
+  if (handler == SIG_DFL && of_faults(number) && stands_for_default(number, &ours)) {
     return mpklink_sigaction(number, &before, &before) == 0 ? before.sa_handler : SIG_ERR;
   }
   const sighandler_t was = program_handler(number);
@@ -35,8 +36,9 @@ sighandler_t signal_any(int number, sighandler_t handler, Call call) {
 extern "C" {
 
 int mpklink_sigaction(int number, const struct sigaction* action, struct sigaction* old) noexcept {
+  struct sigaction ours = {};
   if (of_faults(number) && action != nullptr && !(action->sa_flags & SA_SIGINFO) && action->sa_handler == SIG_DFL) {
-    if (const struct sigaction* ours = default_or_ours(number)) action = ours;
+    if (stands_for_default(number, &ours)) action = &ours;
   }
   const int result = set_action(number, action, old);
   if (of_faults(number) && result == 0 && old != nullptr && is_fault_handler(*old)) *old = {};

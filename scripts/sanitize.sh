@@ -42,7 +42,7 @@ if [ "$kind" = address ]; then
   first="$(runtime asan):$(runtime ubsan)"
   last=
   # There the copies are the sanitizer's, and a bad pointer is a report; and its frames are too large for the smallest stacks.
-  semantics='not efault and not sets-fault and not sets-codes and not small_stack'
+  semantics='not efault and not sets-fault and not sets-codes and not small_stack and not bad_buffer'
   # echo pairs also under the guard that faults on every access outside of a gate
   variants='both and not ring4 and not warm0'
   servers='both and not test_files and not one_shot and not upload and not proxy'
@@ -54,7 +54,9 @@ else
   last=$(runtime tsan)
   # Besides: clone_vm makes tasks the runtime knows nothing of, and it must see our close(), which makes that a cancellation point.
   # And it calls handlers as functions, between two loads of ours: with protection keys the gate is closed when such a one has sent.
+  # It keeps one pending signal of each number, and knows nothing of sigset().
   semantics='not efault and not sets-fault and not sets-codes and not small_stack and not clone_vm and not cancel and not handler_sends'
+  semantics+=' and not bad_buffer and not handlers-told and not handlers-queued'
   variants='both and not ring4 and not warm0 and not mprotect'
   # redis' own threads hand each other buffers by atomics that ThreadSanitizer cannot see: redis is not compiled by it.
   servers='both and not test_files and not one_shot and not upload and not proxy and not unpipelined_threads'
