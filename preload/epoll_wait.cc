@@ -126,13 +126,20 @@ bool any_tag(const epoll_event* events, int n) {
   return false;
 }
 
-// The kernel's wait, counted among the set's sleepers, also when the thread never comes back from it.
-int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call, Undisturbed* undisturbed) {
+// The kernel's wait, counted among the set's sleepers, also when the thread never comes back from it. A handler that has run since the program's
+// call began interrupts it, but events come first.
+int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call,
+                 Undisturbed* undisturbed) {
   int n = 0;
   {
     const OnUnwind owed(end_sleep, set);
     undisturbed->allow();
-    n = call.any() ? (errno = EINTR, -1) : kernel_wait(set, events, max, timeout_ns, mask);
+    const bool interrupted = timeout_ns != 0 && call.any();
+    n = kernel_wait(set, events, max, interrupted ? 0 : timeout_ns, mask);
+    if (n == 0 && interrupted) {
+      errno = EINTR;
+      n = -1;
+    }
     undisturbed->again();
   }
   const ErrnoSaver keep;

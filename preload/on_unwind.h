@@ -3,8 +3,8 @@
 #pragma once
 #include <pthread.h>
 
-// libc's first interface for clean-ups (glibc, sysdeps/nptl/pthreadP.h), which longjmp serves as well. pthread_cleanup_push does not: after a jump
-// the dead frame stays on the thread's list, and the thread's end would return into it.
+// libc's first interface for clean-ups (glibc, sysdeps/nptl/pthreadP.h), which longjmp serves as well. pthread_cleanup_push does not: after
+// a jump the dead frame stays on the thread's list, and the thread's end would return into it.
 extern "C" {
 void _pthread_cleanup_push(struct _pthread_cleanup_buffer* buffer, void (*routine)(void*), void* argument);
 void _pthread_cleanup_pop(struct _pthread_cleanup_buffer* buffer, int execute);

@@ -320,11 +320,12 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
   {
     const OnUnwind owed(cancelled, this);
     undisturbed_.allow();
-    if (call_.any()) {
+    const bool interrupted = call_.any();  // already; but what is ready comes first
+    const timespec now = {};
+    n = real().ppoll(kernel_, count, interrupted ? &now : wait_ns < 0 ? nullptr : &timeout, mask);
+    if (n == 0 && interrupted) {
       errno = EINTR;
       n = -1;
-    } else {
-      n = real().ppoll(kernel_, count, wait_ns < 0 ? nullptr : &timeout, mask);
     }
     undisturbed_.again();
   }

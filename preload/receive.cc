@@ -376,6 +376,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
   std::uint64_t deadline = 0;
   bool waited = false;
   unsigned naps = 0;
+  Undisturbed steps;  // what there is comes in one, whatever handlers receive from the stream
   for (;;) {
     Step step;
     bool follow = false;
@@ -384,18 +385,20 @@ ssize_t receive_loop(Call* c, std::size_t total) {
       if (lock.reentered()) return finish_call(done, EAGAIN);
       if (!lock.held() && ((done > 0 && (flags & MSG_WAITALL)) || (done == 0 && c->on_stand_in))) {
         ssize_t result = 0;
+        steps.allow();
         if (receive_rest(*c, done, &result)) return result;
+        steps.again();
         continue;
       }
       if (!lock.held()) return lost_stream(c->fd, s, done, waited);
-      // A handler may have received as well, and in the kernel a signal ends a call that has something.
-      if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);
       step = receive_step(*c, done, total - done, &follow);
     }
     if (follow) path_moved(c->fd, s);
     if (step.n > 0 && (flags & MSG_PEEK)) {
       waited = true;
+      steps.allow();
       if (!peek_again(*c, static_cast<std::size_t>(step.n), total, &deadline)) return step.n;
+      steps.again();
       continue;
     }
     if (step.n > 0) {
@@ -409,15 +412,20 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
     if (step.on_its_way && (done > 0 || non_blocking(s, flags)) && !s->late) {
       waited = true;
+      steps.allow();
       nap(c->fd, s, naps++);
+      steps.again();
       s->late = naps == kNapsMax;
       continue;
     }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     if (done > 0 && !(flags & MSG_WAITALL) && done >= target) return static_cast<ssize_t>(done);
     waited = true;
+    steps.allow();
     const int error = block(c, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
+    if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);  // it may have received as well
+    steps.again();
   }
 }
 

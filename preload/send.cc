@@ -263,18 +263,19 @@ ssize_t send_loop(Call* c, std::size_t total) {
   std::size_t done = 0;
   std::uint64_t deadline = 0;
   bool waited = false;
+  Undisturbed steps;  // what fits goes in one, whatever handlers send on the stream
   for (;;) {
     Step step;
     {
       const TransferLock lock(c->fd, s, TransferLock::kSend);
       if (lock.reentered()) return finish_call(done, EAGAIN);
       if (!lock.held() && ((done > 0 && !non_blocking(s, flags)) || c->on_stand_in)) {
+        steps.allow();
         if (send_rest(*c, &done)) return done > 0 ? static_cast<ssize_t>(done) : -1;
+        steps.again();
         continue;
       }
       if (!lock.held()) return lost_stream(c->fd, s, done, waited);
-      // A handler may have sent on the stream as well: then it is not said that all went in one.
-      if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);
       step = send_step(*c, done, total - done);
     }
     if (step.n >= 0) {
@@ -288,8 +289,11 @@ ssize_t send_loop(Call* c, std::size_t total) {
     }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     waited = true;
+    steps.allow();
     const int error = block(c, EPOLLOUT, done, s->send_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
+    if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);  // it may have sent as well
+    steps.again();
   }
 }
 

@@ -42,10 +42,14 @@ void change_mask(int how, std::uint64_t signals, std::uint64_t* before = nullptr
 void on_signal(int number, siginfo_t* info, void* context);
 bool is_ours(const struct sigaction& action) { return (action.sa_flags & SA_SIGINFO) && action.sa_sigaction == on_signal; }
 
+bool is_spent(const struct sigaction& action) {
+  return action.sa_handler == SIG_DFL && (action.sa_flags & static_cast<int>(SA_RESETHAND));
+}
+
 // The kernel has made it the default action for the one delivery that is put off.
 void set_once_more(int number) {
   struct sigaction action = {};
-  if (real().sigaction(number, nullptr, &action) != 0 || action.sa_handler != SIG_DFL || !(action.sa_flags & static_cast<int>(SA_RESETHAND))) return;
+  if (real().sigaction(number, nullptr, &action) != 0 || !is_spent(action)) return;
   action.sa_sigaction = on_signal;
   real().sigaction(number, &action, nullptr);
 }
@@ -123,9 +127,9 @@ int set_action(int number, const struct sigaction* action, struct sigaction* old
   }
   const int result = real().sigaction(number, action, old);
   if (result != 0 || old == nullptr) return result;
-  const bool spent = old->sa_handler == SIG_DFL && (old->sa_flags & static_cast<int>(SA_RESETHAND));
-  if ((is_ours(*old) || spent) && !(before & kTakesInfo)) old->sa_flags &= ~SA_SIGINFO;
-  if (old->sa_handler == reinterpret_cast<sighandler_t>(reinterpret_cast<std::uintptr_t>(on_signal))) old->sa_handler = address_in(before);
+  const bool shows_ours = is_ours(*old);
+  if ((shows_ours || is_spent(*old)) && !(before & kTakesInfo)) old->sa_flags &= ~SA_SIGINFO;
+  if (shows_ours) old->sa_handler = address_in(before);
   return result;
 }
 
