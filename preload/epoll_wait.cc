@@ -263,6 +263,7 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
   set->sleepers.fetch_add(1);  // SYNC: sleepers
   if (set->managed_members.load_acquire() != 0) {
     end_sleep(set);
+    undisturbed.allow();
     return epoll_wait_managed(set, events, maxevents, timeout_ns, mask);
   }
   const int n = counted_wait(set, events, maxevents, timeout_ns, mask, call, &undisturbed);
@@ -276,6 +277,7 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
     left = timeout_ns - static_cast<std::int64_t>(now_ns() - start);
     if (left < 0) left = 0;
   }
+  undisturbed.allow();  // or this thread would hear of no signal while it sleeps there
   return epoll_wait_managed(set, events, maxevents, left, mask);
 }
 

@@ -66,7 +66,7 @@ class HandlersSince {
 // Handlers of the program wait until the scope ends, or until allow(). What is put off for streams does not.
 class Undisturbed {
  public:
-  Undisturbed() { t_state.undisturbed.store_relaxed(t_state.undisturbed.load_relaxed() + 1); }  // relaxed: this thread's own
+  Undisturbed() { again(); }
   ~Undisturbed() {
     if (waits_) allow();
   }
@@ -86,7 +86,7 @@ class Undisturbed {
   Undisturbed& operator=(const Undisturbed&) = delete;
 
  private:
-  bool waits_ = true;
+  bool waits_ = false;
 };
 
 class Section {

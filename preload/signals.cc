@@ -114,7 +114,7 @@ sighandler_t address_in(std::uint64_t word) { return reinterpret_cast<sighandler
 }  // namespace
 
 int set_action(int number, const struct sigaction* action, struct sigaction* old) {
-  if (!concerns_us(number)) return real().sigaction(number, action, old);
+  if (!concerns_us(number) || process().settings.disabled) return real().sigaction(number, action, old);
   std::uint64_t before = g_handlers[number].load_acquire();  // SYNC: handlers
   struct sigaction ours = {};
   // A vfork child has our memory, but handlers of its own.

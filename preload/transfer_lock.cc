@@ -32,7 +32,14 @@ bool is_dead(std::uint32_t thread) {
 
 void TransferLock::count_reentry() { process().counters.reentered.fetch_add(1); }
 
-void TransferLock::await_other_process() { sched_yield(); }
+// Handlers may come here whatever call this is in the middle of: the other process may be stopped, and one of them be this one's end.
+void TransferLock::await_other_process() {
+  const std::uint32_t scopes = t_state.undisturbed.load_relaxed();  // relaxed: this thread's own, as are the next
+  t_state.undisturbed.store_relaxed(0);
+  if (sections_here() == 0 && t_state.after.load_relaxed() != 0) after_sections();
+  sched_yield();
+  t_state.undisturbed.store_relaxed(scopes);
+}
 
 // False: the other process has it. One that was killed inside has published nothing of its half-done operation, so the lock can be taken over.
 bool TransferLock::lock_processes(Atomic<std::uint32_t>* owner, unsigned tries) {

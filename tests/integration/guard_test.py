@@ -149,6 +149,7 @@ def test_core(bench, guard):
     for begin, end in guarded:
         assert not [s for s, in_file in dumped.items() if in_file > 0 and s[0] < end and begin < s[1]], (hex(begin), dumped)
     core.unlink()
+    bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
 
 
 @only_both

@@ -54,6 +54,7 @@ TALLIES
     core) grep -q '^CORE 1' both.out || complain "$name: no core" ;;
   esac
   grep -q '"guard":"pkey"' stats || complain "$name: no guard in force"
+  grep -q '"upgraded":[1-9]' stats || complain "$name: nothing went over a ring"
   # One case opens the key itself.
   [ "$name" = opened ] || ! grep -qv '"gate_found_open":0,' stats || complain "$name: a gate was found open"
 done
