@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include "preload/epoll_set.h"
 #include "preload/fd_table.h"
 #include "preload/pair.h"
 #include "preload/process.h"
@@ -92,6 +93,7 @@ void make_way(int fd) {
     bell.compare_exchange(expected, to);
   }
   if (Stream* s = fd_table().stream(fd)) move_stand_in(s, fd, moved);
+  epoll_sets_move_hidden(fd, moved);
   for (std::uint32_t i = 0; i < kPairsMax; ++i) {
     Pair* pair = pair_at(i);
     if (pair == nullptr || !pair->used) continue;
@@ -118,6 +120,8 @@ void drain_bell(std::uint32_t id) {
     if (quiet().read(bell, &count, sizeof count) < 0) return;  // an older kernel
   }
 }
+
+int keep_parents_bell(std::uint32_t id) { return static_cast<int>(g_bells[id].exchange(0)) - 1; }
 
 // The parent's bells are the parent's: two processes asleep on one eventfd would take each other's wake-ups.
 void pollers_forked_child() {

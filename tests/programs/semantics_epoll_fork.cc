@@ -110,8 +110,15 @@ void fork_closes_server(int fd, const Sync& sync) {
   e.quiet();
 }
 
-void fork_polls_server(int fd, const Sync& sync) {
-  // The child looks into the set all the time and reads nothing: the parent, asleep in the same set, is told all the same.
+// A child that waits in the set, whose events it is told as the parent is, until `parent` is at its end. It reads nothing.
+[[noreturn]] void wait_for_nothing(const Epoll& e, int parent, int timeout_ms) {
+  struct epoll_event got[4];
+  struct pollfd end = {parent, POLLIN, 0};
+  while (poll(&end, 1, 0) == 0) CHECK(epoll_wait(e.fd(), got, 4, timeout_ms) >= 0);
+  _exit(0);
+}
+
+void polls(int fd, const Sync& sync, int timeout_ms, bool new_stream) {
   Streams s(fd, sync);
   const Epoll e;
   e.add(fd, EPOLLIN);
@@ -121,27 +128,36 @@ void fork_polls_server(int fd, const Sync& sync) {
   CHECK(child >= 0);
   if (child == 0) {
     close(ends[1]);
-    struct epoll_event got;
-    struct pollfd parent = {ends[0], POLLIN, 0};
-    while (poll(&parent, 1, 0) == 0) CHECK(epoll_wait(e.fd(), &got, 1, 1) >= 0);
-    _exit(0);
+    wait_for_nothing(e, ends[0], timeout_ms);
   }
   close(ends[0]);
+  const int i = new_stream ? s.more() : 0;
+  if (new_stream) e.add(s.fd(i), EPOLLIN);
   for (int round = 0; round < 20; round++) {
-    s.send_later(10);
-    CHECK_EQ(e.wait(fd), EPOLLIN);
+    s.send_later(10, i);
+    CHECK_EQ(e.wait(s.fd(i)), EPOLLIN);
     s.acked();
-    s.take(10);
+    s.take(10, i);
   }
   close(ends[1]);
   end_child(child);
 }
+
+// The child looks into the set all the time and reads nothing: the parent, asleep in the same set, is told all the same.
+void fork_polls_server(int fd, const Sync& sync) { polls(fd, sync, 1, false); }
+void fork_busy_server(int fd, const Sync& sync) { polls(fd, sync, 0, false); }
+// ... and of a stream that the parent has got since, and the child has not.
+void fork_polls_new_server(int fd, const Sync& sync) { polls(fd, sync, 1, true); }
+void fork_busy_new_server(int fd, const Sync& sync) { polls(fd, sync, 0, true); }
 
 const Case kCases[] = {
     {"child", fork_child_server, told_client},
     {"parent", fork_parent_server, told_client},
     {"closes", fork_closes_server, told_client},
     {"polls", fork_polls_server, told_client},
+    {"busy", fork_busy_server, told_client},
+    {"polls_new", fork_polls_new_server, told_client},
+    {"busy_new", fork_busy_new_server, told_client},
 };
 
 }  // namespace
