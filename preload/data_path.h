@@ -18,6 +18,12 @@ inline bool kept_error(Stream* s) {
   return error != 0;
 }
 
+// It has moved bytes. A shared stream only counts (preload/lifetime.h): what two threads lose does not matter.
+inline void note_operation(int fd, Stream* s, State state) {
+  if (state != State::kShared) return after_operation(fd, s);
+  s->operations.store_relaxed(s->operations.load_relaxed() + 1);  // relaxed: a hint
+}
+
 // `call` does the program's call in the kernel, unchanged.
 template <class Call>
 ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call) {
@@ -28,7 +34,7 @@ ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call)
       if (!ours(s)) leave_softly(fd, s);
       const ssize_t n = receive_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
-        if (n > 0 && state != State::kShared) after_operation(fd, s);
+        if (n > 0) note_operation(fd, s, state);
         return n;
       }
       if (flags & (MSG_OOB | MSG_ERRQUEUE)) break;
@@ -56,7 +62,7 @@ ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
       if (!ours(s)) leave_softly(fd, s);
       const ssize_t n = send_stream(fd, s, parts, count, flags);
       if (n != kNotOurs) {
-        if (n > 0 && state != State::kShared) after_operation(fd, s);
+        if (n > 0) note_operation(fd, s, state);
         return n;
       }
       continue;

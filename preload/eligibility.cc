@@ -53,7 +53,8 @@ int option(int fd, int level, int name) {
   return real().getsockopt(fd, level, name, &value, &size) == 0 ? value : 0;
 }
 
-// What setsockopt may have set before we knew the socket (the hooks see later calls).
+}  // namespace
+
 bool options_allow(int fd, Reason* reason) {
   if (option(fd, SOL_SOCKET, SO_TIMESTAMP) != 0 || option(fd, SOL_SOCKET, SO_TIMESTAMPNS) != 0 ||
       option(fd, SOL_SOCKET, SO_TIMESTAMPING) != 0 || option(fd, IPPROTO_TCP, TCP_INQ) != 0) {
@@ -64,6 +65,8 @@ bool options_allow(int fd, Reason* reason) {
   if (flags >= 0 && (flags & O_ASYNC)) return *reason = Reason::kAsync, false;
   return true;
 }
+
+namespace {
 
 struct Text {
   char* at;
@@ -104,14 +107,18 @@ bool addresses_of(int fd, Addresses* addresses) {
          ::getpeername(fd, reinterpret_cast<sockaddr*>(&addresses->peer), &peer_size) == 0;
 }
 
-bool eligible(int fd, const Stream* s, const Addresses& addresses, Reason* reason) {
+std::uint16_t server_port(const Stream* s, const Addresses& addresses) {
+  Endpoint server;
+  return endpoint_of(s->connector ? addresses.peer : addresses.local, &server) ? server.port : 0;
+}
+
+bool eligible(const Stream* s, const Addresses& addresses, Reason* reason) {
   *reason = Reason::kNotLocal;
   Endpoint local, peer;
   if (!endpoint_of(addresses.local, &local) || !endpoint_of(addresses.peer, &peer)) return false;
   if (!same_address(local, peer) && !(is_loopback(local) && is_loopback(peer))) return false;
   *reason = Reason::kPorts;
-  if (!process().settings.port_allowed(s->connector ? peer.port : local.port)) return false;
-  return options_allow(fd, reason);
+  return process().settings.port_allowed(s->connector ? peer.port : local.port);
 }
 
 // TCP_INFO's counters are exact to the byte on Linux 4.19 and later; a received FIN counts as one.

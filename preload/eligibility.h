@@ -15,8 +15,13 @@ struct Addresses {
 // False: it is not connected any more.
 bool addresses_of(int fd, Addresses* addresses);
 
-// Whether the stream's two ends are on this machine, its port is wanted and nothing set on it needs the kernel.
-bool eligible(int fd, const Stream* s, const Addresses& addresses, Reason* reason);
+// The server's of the two ports.
+std::uint16_t server_port(const Stream* s, const Addresses& addresses);
+
+// Whether the stream's two ends are on this machine and its port is wanted.
+bool eligible(const Stream* s, const Addresses& addresses, Reason* reason);
+// Whether nothing that was set on the socket before we knew it needs the kernel. What is set later, hooks see.
+bool options_allow(int fd, Reason* reason);
 
 // Whether the kernel's byte counters of both directions equal ours: nobody used the socket behind our back. Claimed stream.
 bool counters_agree(int fd, const Stream* s, Reason* reason);

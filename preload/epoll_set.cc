@@ -357,7 +357,7 @@ EpollSet* make_epoll_set(int epfd) {
     set->slow_members.store_relaxed(0);
     set->sleepers.store_relaxed(0);
     set->poller = kNoPoller;
-    set->gap_ns.store_relaxed(0);
+    set->spin.forget();
     if (fd_table().set_epoll(epfd, set)) return set;
     set->used = false;
     return nullptr;

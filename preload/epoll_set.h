@@ -14,6 +14,7 @@
 
 #include "preload/pair.h"
 #include "preload/pollers.h"
+#include "preload/spin.h"
 #include "preload/stream.h"
 
 namespace mpklink {
@@ -72,7 +73,7 @@ struct EpollSet {
   Hint<bool> wants_space;             // the last look left a wish for space in a full ring
   Hint<bool> rings_first;             // the kernel's descriptors filled the last answer
   Hint<bool> kernel_has_more;          // the last answer was full, and some of it was the kernel's
-  Atomic<std::uint32_t> gap_ns;       // learnt: how long it usually waits (spin policy)
+  SpinHistory spin;
 };
 
 // epoll_ctl on a descriptor that is one of our streams: the result as epoll_ctl(2), or kUnhandled to ask the kernel alone.

@@ -65,7 +65,7 @@ bool bits_waiting(EpollSet* set) {
   return any;
 }
 
-// Whether spinning may pay with any of the set's peers; publishes where we run. set->lock keeps the boards mapped.
+// Whether spinning may pay with any of the set's peers; publishes where we run. Gate open, set->lock held: it keeps the boards mapped.
 bool spin_allowed(EpollSet* set) {
   bool allowed = false;
   for_each_pair(set, [&](Pair* pair) {
@@ -79,10 +79,13 @@ bool spin_allowed(EpollSet* set) {
 // wants to change the set gets in between two rounds.
 bool spin(EpollSet* set, std::uint32_t budget_ns, std::uint64_t start_ns) {
   constexpr int kLooksPerRound = 32;
+  bool allowed = false;
   for (;;) {
     {
       const LockGuard guard(set->lock);
       const Gate gate;
+      if (!allowed && !spin_allowed(set)) return false;
+      allowed = true;
       for (int i = 0; i < kLooksPerRound; ++i) {
         if (set->poller == kNoPoller) return false;
         if (bits_waiting(set)) return true;
@@ -245,19 +248,13 @@ int wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t
     if (start == 0) start = now;
     if (timeout_ns > 0 && now - start >= static_cast<std::uint64_t>(timeout_ns)) return 0;
 
-    std::uint32_t budget = spin_budget_ns(process().settings.spin_us, set->gap_ns.load_relaxed());  // relaxed: a mean
+    std::uint32_t budget = spin_budget_ns(process().settings.spin_us, &set->spin);
     if (timeout_ns > 0 && budget > timeout_ns) budget = static_cast<std::uint32_t>(timeout_ns);
-    bool allowed = false;
-    if (budget != 0) {
-      const LockGuard guard(set->lock);
-      const Gate gate;
-      allowed = spin_allowed(set);
-    }
-    const bool came = allowed && spin(set, budget, now);
+    const bool came = budget != 0 && spin(set, budget, now);
     const std::uint64_t spun = now_ns();
     if (came) {
       process().counters.spin_hits.fetch_add(1);
-      set->gap_ns.store_relaxed(learn_gap_ns(set->gap_ns.load_relaxed(), spun - now));
+      learn_wait(&set->spin, spun - now);
       continue;
     }
     const std::int64_t left = timeout_ns < 0 ? -1 : timeout_ns - static_cast<std::int64_t>(spun - start);
@@ -269,7 +266,7 @@ int wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t
     pass_parents_bell(set);
     bool again = false;
     n = sleep(set, events, maxevents, left, mask, call, &again);
-    set->gap_ns.store_relaxed(learn_gap_ns(set->gap_ns.load_relaxed(), now_ns() - now));
+    learn_wait(&set->spin, now_ns() - now);
     if (n != 0 || !again) {
       if (n > 0) pass_on(set);
       return n;

@@ -150,7 +150,7 @@ ssize_t send_file_any(int fd, int in_fd, off64_t* offset, size_t count) {
     if (managed(state)) {
       n = send_file(fd, s, in_fd, offset, count);
       if (n == kNotOurs) continue;
-      if (n > 0 && state != State::kShared) after_operation(fd, s);
+      if (n > 0) note_operation(fd, s, state);
       return n;
     }
     if (state == State::kCandidate) {

@@ -341,7 +341,7 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
 
 bool PollCall::spin(std::int64_t left_ns) {
   if (first_ == nullptr) return false;
-  std::uint32_t budget = spin_budget_ns(process().settings.spin_us, first_->gap_ns.load_relaxed());  // relaxed: a mean
+  std::uint32_t budget = spin_budget_ns(process().settings.spin_us, &first_->spin);
   if (left_ns >= 0 && budget > left_ns) budget = static_cast<std::uint32_t>(left_ns);
   if (budget == 0) return false;
   {
@@ -381,7 +381,7 @@ int PollCall::run(std::int64_t timeout_ns, const sigset_t* mask) {
     again = false;
     const int n = sleep(left, mask, &again);
     if (first_ != nullptr) {
-      first_->gap_ns.store_relaxed(learn_gap_ns(first_->gap_ns.load_relaxed(), now_ns() - start));  // relaxed: a mean
+      learn_wait(&first_->spin, now_ns() - start);
     }
     if (n != 0) return n;
   }

@@ -28,6 +28,19 @@ int hidden_base() {
   return base < kHiddenBaseMax ? static_cast<int>(base) : kHiddenBaseMax;
 }
 
+// A copy with a high number. The limit is asked anew only when it was lowered (EINVAL), or the numbers are used up (EMFILE).
+int dup_high(int fd) {
+  static Atomic<std::uint32_t> known_base;
+  const std::uint32_t known = known_base.load_relaxed();  // relaxed: a hint
+  if (known != 0) {
+    const int high = real().fcntl(fd, F_DUPFD_CLOEXEC, static_cast<int>(known));
+    if (high >= 0) return high;
+  }
+  const int base = hidden_base();
+  known_base.store_relaxed(static_cast<std::uint32_t>(base));
+  return real().fcntl(fd, F_DUPFD_CLOEXEC, base);
+}
+
 }  // namespace
 
 std::uint32_t take_poller(bool epoll_set) {
@@ -57,7 +70,7 @@ int bell_of(std::uint32_t id) {
 }
 
 int hide_fd(int fd) {
-  const int high = real().fcntl(fd, F_DUPFD_CLOEXEC, hidden_base());
+  const int high = dup_high(fd);
   quiet().close(fd);
   if (high < 0) return -1;
   if (!fd_table().set_hidden(high)) {
@@ -69,7 +82,7 @@ int hide_fd(int fd) {
 
 int dup_hidden(int fd) {
   const ErrnoSaver keep;
-  const int copy = real().fcntl(fd, F_DUPFD_CLOEXEC, hidden_base());
+  const int copy = dup_high(fd);
   if (copy >= 0) fd_table().set_hidden(copy);
   return copy;
 }

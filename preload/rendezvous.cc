@@ -5,6 +5,7 @@
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
 #include "preload/holders.h"
+#include "preload/lifetime.h"
 #include "preload/rendezvous_step.h"
 
 namespace mpklink {
@@ -20,14 +21,20 @@ void take_over_counts(Atomic<std::uint64_t>* mine, const Atomic<std::uint64_t>& 
   counter->fetch_add(mine->exchange(sum) - sum);
 }
 
-// Is the connection one for us, and which end are we? Asked once: what is set on the socket later, hooks see.
+// Is the connection one for us, and which end are we?
 void begin(int fd, Stream* s) {
   Addresses addresses;
   Reason reason = Reason::kPeerAbsent;  // it has closed already
-  if (!addresses_of(fd, &addresses) || !eligible(fd, s, addresses, &reason)) {
+  if (!addresses_of(fd, &addresses) || !eligible(s, addresses, &reason)) {
     give_up(s, reason);
+    return;
+  }
+  s->server_port = server_port(s, addresses);
+  const std::uint32_t operations = s->operations.load_relaxed();  // relaxed: a count
+  if (process().settings.warmup_learns && operations < kLateOperations && connections_are_short(s->server_port)) {
+    next_try_in(s, kLateOperations - operations);
   } else if (s->connector) {
-    connector_meet(fd, s);
+    connector_meet(s, addresses);
   } else {
     acceptor_listen(s, addresses);
   }
@@ -50,7 +57,7 @@ void take_step(int fd, Stream* s) {
   if (state != State::kCandidate && state != State::kSettling) return;
   switch (s->rendezvous_step) {
     case kBegin: begin(fd, s); break;
-    case kMeet: connector_meet(fd, s); break;
+    case kMeet: connector_meet_again(fd, s); break;
     case kHello: connector_hello(s); [[fallthrough]];
     case kOffer:
       if (s->rendezvous_step == kOffer) connector_offer(fd, s);

@@ -186,6 +186,11 @@ void acceptor_accept(int fd, Stream* s) {
     retry_or_give_up(s, why);
     return;
   }
+  if (!options_allow(fd, &why)) {
+    close_hidden(hidden);
+    give_up(s, why);
+    return;
+  }
   drop_socket(s);  // the name is free again; one connection is all it was for
   s->rendezvous_fd = hidden;
   HelloMessage hello = {};

@@ -105,13 +105,8 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
 }  // namespace
 
 // Nobody there is the usual case of a peer without the library, tried some ten times a connection: as few calls as it takes.
-void connector_meet(int fd, Stream* s) {
+void connector_meet(Stream* s, const Addresses& addresses) {
   s->rendezvous_step = kMeet;
-  Addresses addresses;
-  if (!addresses_of(fd, &addresses)) {
-    give_up(s, Reason::kPeerAbsent);
-    return;
-  }
   sockaddr_un name = {};
   const socklen_t size = rendezvous_name(addresses, true, &name);
   const int visitor = unix_socket();
@@ -144,6 +139,15 @@ void connector_meet(int fd, Stream* s) {
   next_try_in(s, 1);
 }
 
+void connector_meet_again(int fd, Stream* s) {
+  Addresses addresses;
+  if (addresses_of(fd, &addresses)) {
+    connector_meet(s, addresses);
+  } else {
+    give_up(s, Reason::kPeerAbsent);
+  }
+}
+
 void connector_hello(Stream* s) {
   HelloMessage hello = {};
   int none[kMessageFdsMax];
@@ -168,8 +172,10 @@ void connector_hello(Stream* s) {
 
 void connector_offer(int fd, Stream* s) {
   if (!claim_for_channel(s)) return;
+  // Made by socket(): the hooks have seen all that was set on it, unless another process had it, too.
+  const bool known = !s->forked.load_relaxed() && s->holders == nullptr;  // relaxed: both locks are held
   Reason reason = Reason::kSystem;
-  if (!counters_agree(fd, s, &reason)) {
+  if ((!known && !options_allow(fd, &reason)) || !counters_agree(fd, s, &reason)) {
     settle_plain(s, reason);
     return;
   }
@@ -195,7 +201,11 @@ void connector_offer(int fd, Stream* s) {
     }
     return;
   }
-  read_options(fd, s);
+  if (known) {
+    read_flags(fd, s);
+  } else {
+    read_options(fd, s);
+  }
   const bool managed_all = manage_members(s);
   const bool sent = managed_all && send_offer(s, channel_fd, board_fd);
   const int error = errno;

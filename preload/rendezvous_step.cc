@@ -203,10 +203,14 @@ void detach_channel(Stream* s) {
   s->state.exchange(static_cast<std::uint32_t>(State::kPlain));  // SYNC: pins
 }
 
-// O_NONBLOCK and the timeouts as they are now; hooks follow them from here on.
-void read_options(int fd, Stream* s) {
+void read_flags(int fd, Stream* s) {
   const int flags = real().fcntl(fd, F_GETFL);
   s->nonblocking.store_relaxed(flags >= 0 && (flags & O_NONBLOCK) != 0);
+}
+
+// As they are now; hooks follow them from here on.
+void read_options(int fd, Stream* s) {
+  read_flags(fd, s);
   int mark = 0;
   socklen_t mark_size = sizeof mark;
   if (real().getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &mark, &mark_size) == 0) s->low_water.store_relaxed(static_cast<std::uint32_t>(mark));

@@ -38,9 +38,11 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
 void detach_channel(Stream* s);
 // The offer could not be made or taken after all: no trace of the channel is left.
 void abandon_offer(Stream* s, bool new_pair, Reason reason);
-void read_options(int fd, Stream* s);
+void read_flags(int fd, Stream* s);    // O_NONBLOCK
+void read_options(int fd, Stream* s);  // and the timeouts
 
-void connector_meet(int fd, Stream* s);
+void connector_meet(Stream* s, const Addresses& addresses);
+void connector_meet_again(int fd, Stream* s);
 void connector_hello(Stream* s);
 void connector_offer(int fd, Stream* s);
 void connector_await(int fd, Stream* s);

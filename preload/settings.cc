@@ -141,6 +141,7 @@ void parse_numbers(const Parser& parser, Settings* settings) {
   const char* warmup = parser.value("MPKLINK_WARMUP");
   if (warmup != nullptr && parser.number("MPKLINK_WARMUP", warmup, 1000000, &parsed, "a number of operations")) {
     settings->warmup = static_cast<unsigned>(parsed);
+    settings->warmup_learns = false;
   }
   const char* spin = parser.value("MPKLINK_SPIN_US");
   if (spin == nullptr) return;
@@ -163,6 +164,7 @@ void apply_profile(const Parser& parser, Settings* settings) {
   } else if (profile == Profile::kLatency) {
     settings->spin_us = kSpinMaxUs;
     settings->warmup = 0;
+    settings->warmup_learns = false;
   }
 }
 

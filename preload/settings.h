@@ -22,6 +22,7 @@ struct Settings {
   Backing backing = Backing::kMemfd;
   bool fault_report = true;    // a touch of guarded memory is reported on stderr
   unsigned warmup = 2;         // operations on a connection before its upgrade is tried
+  bool warmup_learns = true;   // more of them where connections have been short (preload/lifetime.h)
   int spin_us = -1;            // -1: adaptive, up to kSpinMaxUs
   std::uint64_t ring_bytes = std::uint64_t{256} * 1024;  // largest ring per direction, a power of two
   PeerPolicy peers = PeerPolicy::kVerified;

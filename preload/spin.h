@@ -1,32 +1,68 @@
 // SPDX-License-Identifier: MIT
 // How long to look at shared memory before going to sleep in the kernel. Pure.
 //
-// A wait that ends within the time a sleep and a wake-up cost (tens of microseconds here) is cheaper spun; a longer one
-// is pure waste. So each waiter learns how long its waits are (exponential mean of clipped samples) and spins only when
-// they are short. Never when the peer last ran on this very CPU: it cannot run while we spin.
+// A wait that ends within the time a sleep and a wake-up cost (tens of microseconds here) is cheaper spun; a longer one is pure waste. So
+// each waiter learns how long its short waits are, and spins a little longer than that. After waits that were too long it leaves out none,
+// then one, then three, up to kSkipMax: a peer that is idle, or slow, costs next to nothing, and two that had put each other to
+// sleep (each sees the other's wake-up, not how fast it could be) find back. Never when the peer last ran on this very CPU: it cannot run
+// while we spin. (Nor sched_yield() then: since Linux 6.18 it forfeits a whole slice to whoever else wants the CPU.)
 #pragma once
 #include <cstdint>
 
 #include "preload/settings.h"
+#include "shm/atomic.h"
 
 namespace mpklink {
 
-constexpr std::uint32_t kGapClipNs = 4 * kSpinMaxUs * 1000;  // one long idle time must not outweigh many short waits
-constexpr std::uint32_t kFirstSpinNs = 10000;                // before anything is learnt
+constexpr std::uint32_t kSpinMaxNs = kSpinMaxUs * 1000;
+constexpr std::uint32_t kFirstSpinNs = 10000;  // before anything is learnt
+constexpr std::uint32_t kMissesMax = 7;
+constexpr std::uint32_t kSkipMax = (1u << (kMissesMax - 1)) - 1;
 
-constexpr std::uint32_t spin_budget_ns(int setting_us, std::uint32_t mean_gap_ns) {
+// Hints: a count lost between two threads is a wait spun or slept for nothing.
+struct SpinHistory {
+  Atomic<std::uint32_t> short_ns;  // exponential mean of the waits that spinning could cover; 0: none yet
+  Atomic<std::uint32_t> misses;    // waits in a row that it could not
+  Atomic<std::uint32_t> skipped;   // waits since the last try
+
+  void forget() {
+    short_ns.store_relaxed(0);
+    misses.store_relaxed(0);
+    skipped.store_relaxed(0);
+  }
+};
+
+// For the wait that begins now, in nanoseconds; 0: sleep at once. setting_us: MPKLINK_SPIN_US, -1: learnt.
+inline std::uint32_t spin_budget_ns(int setting_us, SpinHistory* history) {
   if (setting_us >= 0) return static_cast<std::uint32_t>(setting_us) * 1000;
-  if (mean_gap_ns == 0) return kFirstSpinNs;
-  const std::uint32_t max = kSpinMaxUs * 1000;
-  if (mean_gap_ns > max) return 0;
-  const std::uint32_t twice = 2 * mean_gap_ns + 2000;
-  return twice < max ? twice : max;
+  const std::uint32_t misses = history->misses.load_relaxed();
+  if (misses != 0) {
+    const std::uint32_t skipped = history->skipped.load_relaxed();
+    const bool due = skipped >= (1u << (misses - 1)) - 1;
+    history->skipped.store_relaxed(due ? 0 : skipped + 1);
+    return due ? kSpinMaxNs : 0;
+  }
+  const std::uint32_t mean = history->short_ns.load_relaxed();
+  if (mean == 0) return kFirstSpinNs;
+  const std::uint32_t budget = 2 * mean + 4000;
+  return budget < kSpinMaxNs ? budget : kSpinMaxNs;
 }
 
-constexpr std::uint32_t learn_gap_ns(std::uint32_t mean_gap_ns, std::uint64_t sample_ns) {
-  const std::uint64_t sample = sample_ns < kGapClipNs ? sample_ns : kGapClipNs;
-  const std::uint64_t mean = mean_gap_ns == 0 ? sample : (std::uint64_t{mean_gap_ns} * 7 + sample) / 8;
-  return mean == 0 ? 1 : static_cast<std::uint32_t>(mean);
+// How long the wait was, spun or slept.
+inline void learn_wait(SpinHistory* history, std::uint64_t waited_ns) {
+  if (waited_ns > kSpinMaxNs) {
+    const std::uint32_t misses = history->misses.load_relaxed();
+    if (misses < kMissesMax) history->misses.store_relaxed(misses + 1);
+    return;
+  }
+  if (history->misses.load_relaxed() != 0) {
+    history->misses.store_relaxed(0);
+    history->skipped.store_relaxed(0);
+  }
+  const std::uint32_t mean = history->short_ns.load_relaxed();
+  const auto sample = static_cast<std::uint32_t>(waited_ns);
+  const std::uint32_t learnt = mean == 0 ? sample : (mean * 7 + sample) / 8;
+  history->short_ns.store_relaxed(learnt == 0 ? 1 : learnt);
 }
 
 }  // namespace mpklink

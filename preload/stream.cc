@@ -15,6 +15,7 @@
 #include "preload/fd_table.h"
 #include "preload/give_back.h"
 #include "preload/holders.h"
+#include "preload/lifetime.h"
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
@@ -60,6 +61,7 @@ void reset_stream(Stream* s) {
   s->channel = nullptr;
   s->pair = nullptr;
   s->connector = false;
+  s->server_port = 0;
   s->tries = 0;
   s->returns = 0;
   s->holders = nullptr;
@@ -75,8 +77,9 @@ void reset_stream(Stream* s) {
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
       &s->shut, &s->ended, &s->low_water, &s->stay_plain, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
-      &s->sends_after_fin, &s->gap_ns, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in};
+      &s->sends_after_fin, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in};
   for (auto* word : words) word->store_relaxed(0);
+  s->spin.forget();
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns,
                                          &s->full_head, &s->full_since_ns};
   for (auto* word : wide) word->store_relaxed(0);
@@ -158,7 +161,9 @@ void end_stream(int fd, Stream* s) {
   const ErrnoSaver keep;
   s->step_lock.lock();  // no upgrade step is under way, and none begins: the table no longer knows the stream
   detach_members(s);
-  if (s->operations.load_relaxed() != 0) make_plain(s, Reason::kShortLived);  // relaxed: the last descriptor is going
+  const std::uint32_t operations = s->operations.load_relaxed();  // relaxed: the last descriptor is going
+  if (s->server_port != 0 && state_of(s) != State::kPlain) learn_lifetime(s->server_port, operations);
+  if (operations != 0) make_plain(s, Reason::kShortLived);
   s->pins.fetch_add(1);  // SYNC: pins. Another thread may be taking it back to TCP: the channel stays for us
   if (managed(state_of(s))) {
     if (fd >= 0) leave_to_kernel(fd, s, TransferLock::kEnding);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "preload/process.h"
+#include "preload/spin.h"
 #include "shm/handover.h"
 #include "shm/ring.h"
 
@@ -93,11 +94,12 @@ struct Stream {
   Atomic<std::uint32_t> empty_reads;   // non-blocking reads that found nothing since the kernel was last asked
   Atomic<std::uint32_t> sends_after_fin;
   Atomic<std::uint64_t> patience_ns;   // how long to sleep on TCP alone before looking again
-  Atomic<std::uint32_t> gap_ns;        // learnt: how long a wait for data usually is (spin policy)
+  SpinHistory spin;                    // waits for data
 
   // Before the upgrade.
   bool connector;
   Atomic<std::uint32_t> operations;    // that moved bytes
+  Hint<std::uint16_t> server_port;     // 0: not known yet
   Atomic<std::uint32_t> kernel_calls;  // threads inside (or about to enter) a kernel call on it that may block
   Atomic<std::uint64_t> tcp_sent, tcp_received;
   Atomic<std::uint32_t>* holders;      // processes that have it (preload/holders.h); null: only this one ever had

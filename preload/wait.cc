@@ -128,7 +128,7 @@ bool bytes_in_ring(Stream* s) {
 
 // Spins on the ring. True: the stream is ready.
 bool spin_on(Stream* s, std::uint32_t event) {
-  const std::uint32_t budget = spin_budget_ns(process().settings.spin_us, s->gap_ns.load_relaxed());  // relaxed: a mean
+  const std::uint32_t budget = spin_budget_ns(process().settings.spin_us, &s->spin);
   if (budget == 0) return false;
   const std::uint64_t start = now_ns();
   do {
@@ -142,10 +142,6 @@ bool spin_on(Stream* s, std::uint32_t event) {
     }
   } while (now_ns() - start < budget);
   return false;
-}
-
-void learn(Stream* s, std::uint64_t start) {
-  s->gap_ns.store_relaxed(learn_gap_ns(s->gap_ns.load_relaxed(), now_ns() - start));  // relaxed: a mean
 }
 
 void stop_listening(void* argument) {
@@ -225,10 +221,10 @@ void publish_cpu(Pair* pair, std::uint32_t our_side) {
 }
 
 bool may_spin(Pair* pair, std::uint32_t our_side) {
-  if (usable_cpus() < 2) return false;
   const BoardSide* sides = pair->board->side;
-  return sides[0].cpu.load_relaxed() != sides[1].cpu.load_relaxed() ||  // relaxed: a hint
-         sides[our_side].cpu.load_relaxed() == 0;
+  const std::uint32_t peers = sides[1 - our_side].cpu.load_relaxed();  // relaxed: a hint, as is the next
+  // Our own affinity says nothing once the peer's CPU is known: each end may be pinned to its own.
+  return peers != 0 ? peers != sides[our_side].cpu.load_relaxed() : usable_cpus() > 1;
 }
 
 Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t deadline_ns, const HandlersSince& call, bool restarts) {
@@ -242,7 +238,7 @@ Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t de
   const std::uint64_t start = now_ns();
   if (spin_on(s, event)) {
     process().counters.spin_hits.fetch_add(1);
-    learn(s, start);
+    learn_wait(&s->spin, now_ns() - start);
     unpin(s);
     return Waited::kReady;
   }
@@ -256,7 +252,7 @@ Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t de
   {
     const ErrnoSaver keep;
     poller.stop(s);
-    learn(s, start);
+    learn_wait(&s->spin, now_ns() - start);
     const int other = sleeps && !fd_table().names(fd, s) ? stand_in(s) : -1;
     if (other >= 0) {
       *number = other;

@@ -105,17 +105,31 @@ TEST_CASE("settings: what is said wins over the profile", "[settings]") {
   REQUIRE(parse({{"MPKLINK_PROFILE", "latency"}, {"MPKLINK_WARMUP", "9"}}).warmup == 9);
 }
 
-TEST_CASE("spin: long waits are not spun, short ones are, one outlier does not decide", "[spin]") {
-  REQUIRE(spin_budget_ns(-1, 0) == kFirstSpinNs);
-  REQUIRE(spin_budget_ns(0, 100) == 0);
-  REQUIRE(spin_budget_ns(20, 1000000) == 20000);
-  REQUIRE(spin_budget_ns(-1, 1000) == 4000);
-  REQUIRE(spin_budget_ns(-1, kSpinMaxUs * 1000 + 1) == 0);
-  std::uint32_t mean = 0;
-  for (int i = 0; i < 50; ++i) mean = learn_gap_ns(mean, 2000);
-  REQUIRE(mean <= 2000);
-  mean = learn_gap_ns(mean, 5000000000u);  // five idle seconds
-  REQUIRE(spin_budget_ns(-1, mean) > 0);
-  for (int i = 0; i < 50; ++i) mean = learn_gap_ns(mean, 5000000000u);
-  REQUIRE(spin_budget_ns(-1, mean) == 0);
+TEST_CASE("spin: a number of microseconds is taken as it is", "[spin]") {
+  SpinHistory history = {};
+  REQUIRE(spin_budget_ns(0, &history) == 0);
+  REQUIRE(spin_budget_ns(20, &history) == 20000);
+}
+
+TEST_CASE("spin: a little longer than short waits are", "[spin]") {
+  SpinHistory history = {};
+  REQUIRE(spin_budget_ns(-1, &history) == kFirstSpinNs);
+  for (int i = 0; i < 50; ++i) learn_wait(&history, 1000);
+  REQUIRE(spin_budget_ns(-1, &history) == 6000);
+  learn_wait(&history, 5000000000u);  // five idle seconds do not decide
+  REQUIRE(spin_budget_ns(-1, &history) == kSpinMaxNs);
+  learn_wait(&history, 1000);
+  REQUIRE(spin_budget_ns(-1, &history) == 6000);
+}
+
+TEST_CASE("spin: a slow peer is spun for once in kSkipMax + 1 waits, and found again when it is fast", "[spin]") {
+  SpinHistory history = {};
+  int tries = 0;
+  for (int i = 0; i < 1000 + 10 * static_cast<int>(kSkipMax + 1); ++i) {
+    if (spin_budget_ns(-1, &history) != 0 && i >= 1000) ++tries;
+    learn_wait(&history, 300000);
+  }
+  REQUIRE(tries == 10);
+  learn_wait(&history, 20000);  // asleep, but short
+  REQUIRE(spin_budget_ns(-1, &history) != 0);
 }
