@@ -187,6 +187,19 @@ def test_warmup_is_respected(bench):
     bench.assert_gates()
 
 
+@pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
+def test_short_connections(bench):
+    """Where connections are over before an upgrade pays, only one that goes on is upgraded."""
+    short, long = 20, 1
+    server = bench.start([bench.program("echo_threads"), "server", f"--connections={short + long}"], SERVER)
+    for rounds in [15] * short + [300]:
+        client = [bench.program("echo_threads"), "client", f"--port={server.port()}", "--connections=1", f"--rounds={rounds}"]
+        bench.succeed(bench.start(client, CLIENT))
+    bench.succeed(server)
+    bench.assert_ring(streams=long, min_bytes=10_000)
+    assert bench.stats(SERVER).upgraded <= 3 + long, str(bench.stats(SERVER))
+
+
 @pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.BOTH], ids=lambda c: c.value)
 def test_source_port(bench, combo):
     """A client that binds its port before it connects."""

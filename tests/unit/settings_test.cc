@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "preload/lifetime.h"
 #include "preload/settings.h"
 
 #include <catch2/catch.hpp>
@@ -103,6 +104,32 @@ TEST_CASE("settings: what is said wins over the profile", "[settings]") {
   REQUIRE(parse({{"MPKLINK_PROFILE", "safe"}, {"MPKLINK_PEERS", "verified"}}).peers == PeerPolicy::kVerified);
   REQUIRE(parse({{"MPKLINK_PROFILE", "latency"}}).warmup == 0);
   REQUIRE(parse({{"MPKLINK_PROFILE", "latency"}, {"MPKLINK_WARMUP", "9"}}).warmup == 9);
+}
+
+TEST_CASE("lifetime: three short connections in a row make the next ones late, a long one makes them early again", "[lifetime]") {
+  REQUIRE_FALSE(connections_are_short(4711));
+  learn_lifetime(4711, 10);
+  learn_lifetime(4711, 0);
+  REQUIRE_FALSE(connections_are_short(4711));
+  learn_lifetime(4711, kShortOperations - 1);
+  REQUIRE(connections_are_short(4711));
+  learn_lifetime(4711, kShortOperations);
+  REQUIRE_FALSE(connections_are_short(4711));
+}
+
+TEST_CASE("lifetime: ports do not speak for one another", "[lifetime]") {
+  for (int i = 0; i < 1000; ++i) learn_lifetime(80, 2);
+  REQUIRE(connections_are_short(80));
+  REQUIRE_FALSE(connections_are_short(80 + 256));  // the same entry
+  learn_lifetime(80 + 256, 2);
+  REQUIRE_FALSE(connections_are_short(80));
+  REQUIRE_FALSE(connections_are_short(80 + 256));
+}
+
+TEST_CASE("settings: a warm-up that is given is not learnt", "[settings]") {
+  REQUIRE(parse({}).warmup_learns);
+  REQUIRE_FALSE(parse({{"MPKLINK_WARMUP", "2"}}).warmup_learns);
+  REQUIRE_FALSE(parse({{"MPKLINK_PROFILE", "latency"}}).warmup_learns);
 }
 
 TEST_CASE("spin: a number of microseconds is taken as it is", "[spin]") {
