@@ -390,57 +390,6 @@ def test_bypasses(bench, guard, backing):
     bench.assert_ring(streams=1, min_bytes=WARM_RING_BYTES)
 
 
-# ---- gates per operation -------------------------------------------------------------------------------------------------
-
-# Of tests/programs/guard_gates.cc: gates per round, measured. The rule is one for each intercepted call and one for each scan of poll or
-# epoll, however many streams; where there are more it says why. A number that falls is to be written down here.
-GATES = {
-    "send_recv": 2,
-    "send_send_recv": 3,
-    "send_recv_recv": 3,
-    "large": 2,  # 100,000 bytes each way
-    "vectors": 1 + 3,  # writev gathers 40 small entries; readv takes them 16 at a time
-    "messages": 4 + 4,  # sendmmsg and recvmmsg: each message is a call of its own
-    "sendfile_recv": 2,
-    "peek": 3,
-    "recv_nothing": 1,
-    "recv_sleeps": 3,  # looks, listens and looks again, stops listening
-    "fionread": 1,
-    "poll_ready": 3,  # with the send and the recv
-    "poll_nothing": 1,
-    "poll_sleeps": 4,  # looks, listens, looks again, stops listening
-    "poll_ten": 10 + 1 + 10,
-    "poll_ten_nothing": 1,
-    "select_ten": 10 + 1 + 10,
-    "epoll_ready": 3,
-    "epoll_nothing": 1,
-    "epoll_sleeps": 6,  # looks, arms, looks again; disarms, looks at the end, and once more with the kernel
-    "epoll_ten": 10 + 1 + 10,
-}
-
-
-def gates_of(bench, operation: str, rounds: int) -> int:
-    bench.stats_path(SERVER).unlink(missing_ok=True)
-    argv = [bench.program("guard_gates"), "both", f"--op={operation}", f"--rounds={rounds}"]
-    bench.succeed(bench.start(argv, SERVER, settings={"SPIN_US": 0}))
-    bench.assert_ring(streams=20, exact=True, sides=[SERVER])
-    return bench.stats(SERVER).sum("gates")
-
-
-@only_both
-@pytest.mark.parametrize("operation", GATES)
-def test_gates_per_operation(bench, operation):
-    rounds = 500
-    few, many = (gates_of(bench, operation, n) for n in (rounds, 2 * rounds))
-    assert many - few == rounds * GATES[operation], f"{(many - few) / rounds} gates a round"
-
-
-@pytest.mark.parametrize("combo", [None], ids=["neither"])
-def test_all_operations_are_counted(combo):
-    argv = [PROGRAMS / "guard_gates", "list"]
-    assert subprocess.run(argv, capture_output=True, text=True, check=True, timeout=10).stdout.split() == list(GATES)
-
-
 # ---- the bench -----------------------------------------------------------------------------------------------------------
 
 BENCH = BUILD / "tools" / "mpklink-bench"
