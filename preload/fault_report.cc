@@ -71,10 +71,10 @@ struct Place {
 Place place_in_channel(const Stream& s, std::uint64_t offset) {
   if (offset < kPage) return {"the private state", offset, kPage};
   offset -= kPage;
-  if (offset < kPage) return {"the header", offset, kPage};
+  if (offset < sizeof(ChannelHeader)) return {"the header", offset, sizeof(ChannelHeader)};
   for (std::uint32_t side = 0; side < 2; ++side) {
     const std::uint64_t begin = ring_offset(s.capacity, side);
-    if (offset < begin || offset >= begin + round_to_page(s.capacity)) continue;
+    if (offset < begin || offset >= begin + s.capacity) continue;
     return {side == s.side ? "the ring to the peer" : "the ring from the peer", offset - begin, s.capacity};
   }
   return {"the mapping", offset, 0};

@@ -12,7 +12,7 @@
 
 namespace mpklink {
 
-constexpr std::uint32_t kLayoutVersion = 3;
+constexpr std::uint32_t kLayoutVersion = 4;
 constexpr std::uint64_t kChannelMagic = 0x31304e484b504d4c;  // "LMPKHN01"
 constexpr std::uint64_t kBoardMagic = 0x31304452424b504d;    // "MPKBRD01"
 constexpr std::size_t kPage = 4096;
@@ -49,7 +49,7 @@ struct Direction {
 
 enum AcceptState : std::uint32_t { kOffered = 0, kAccepted = 1, kWithdrawn = 2 };
 
-// First page of a channel. `side` 0 is the connector (it made the channel), 1 the acceptor.
+// Beginning of a channel. `side` 0 is the connector (it made the channel), 1 the acceptor.
 struct ChannelHeader {
   std::uint64_t magic;
   std::uint32_t version;
@@ -111,10 +111,10 @@ constexpr bool valid_ring_capacity(std::uint64_t bytes) {
   return bytes >= kMinRing && bytes <= kMaxRing && (bytes & (bytes - 1)) == 0;
 }
 constexpr std::size_t round_to_page(std::size_t n) { return (n + kPage - 1) & ~(kPage - 1); }
-// Bytes of a channel's memfd: header page, ring 0, ring 1 (each rounded to pages).
-constexpr std::size_t channel_bytes(std::uint64_t capacity) { return kPage + 2 * round_to_page(capacity); }
+// A channel's memfd: header and ring 0, of which small messages touch one page, then ring 1 from the next page on.
 constexpr std::size_t ring_offset(std::uint64_t capacity, unsigned side) {
-  return kPage + side * round_to_page(capacity);
+  return side == 0 ? sizeof(ChannelHeader) : round_to_page(sizeof(ChannelHeader) + capacity);
 }
+constexpr std::size_t channel_bytes(std::uint64_t capacity) { return ring_offset(capacity, 1) + round_to_page(capacity); }
 
 }  // namespace mpklink
