@@ -209,7 +209,7 @@ void race_server(int fd, const Sync& sync) {
     char* bad = places.channel != nullptr ? places.channel + 2 * kPageBytes : g_buffer;
     Flipper flipper = {&iov[count / 2], g_buffer, bad, false};
     const pthread_t thread = start_thread(flip, &flipper);
-    for (int i = 0; i < 400 || (i < 20000 && (refused == 0 || taken == 0)); i++) {
+    for (int i = 0; i < 400 || (i < 4000 && places.channel != nullptr && (refused == 0 || taken == 0)); i++) {
       if (i >= 400) sched_yield();  // on a busy machine the other thread may not have had its turn
       const ssize_t n = writev(fd, iov, count);
       if (n > 0) sent += static_cast<uint64_t>(n);
