@@ -58,6 +58,11 @@ ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
   while (Stream* s = stream_of(fd)) {
     const State state = state_of(s);
     if ((flags & MSG_OOB) && state == State::kCandidate) make_plain(s, Reason::kOob);
+    // Its completion is the kernel's to tell.
+    if ((flags & MSG_ZEROCOPY) && s->zero_copy.load_relaxed() != 0 && s->stay_plain.load_relaxed() == 0) {  // relaxed: an option; set once
+      revoke(fd, s, Reason::kZeroCopy);
+      continue;
+    }
     if (managed(state)) {
       if (!ours(s)) leave_softly(fd, s);
       const ssize_t n = send_stream(fd, s, parts, count, flags);

@@ -57,10 +57,9 @@ int option(int fd, int level, int name) {
 
 bool options_allow(int fd, Reason* reason) {
   if (option(fd, SOL_SOCKET, SO_TIMESTAMP) != 0 || option(fd, SOL_SOCKET, SO_TIMESTAMPNS) != 0 ||
-      option(fd, SOL_SOCKET, SO_TIMESTAMPING) != 0 || option(fd, IPPROTO_TCP, TCP_INQ) != 0) {
+      option(fd, SOL_SOCKET, SO_TIMESTAMPING) != 0) {
     return *reason = Reason::kControl, false;
   }
-  if (option(fd, SOL_SOCKET, SO_ZEROCOPY) != 0) return *reason = Reason::kZeroCopy, false;
   const int flags = real().fcntl(fd, F_GETFL);
   if (flags >= 0 && (flags & O_ASYNC)) return *reason = Reason::kAsync, false;
   return true;

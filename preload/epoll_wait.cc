@@ -254,7 +254,7 @@ int wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t
     const std::uint64_t spun = now_ns();
     if (came) {
       process().counters.spin_hits.fetch_add(1);
-      learn_wait(&set->spin, spun - now);
+      learn_wait(&set->spin, spun - now, true);
       continue;
     }
     const std::int64_t left = timeout_ns < 0 ? -1 : timeout_ns - static_cast<std::int64_t>(spun - start);
@@ -266,7 +266,7 @@ int wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t
     pass_parents_bell(set);
     bool again = false;
     n = sleep(set, events, maxevents, left, mask, call, &again);
-    learn_wait(&set->spin, now_ns() - now);
+    learn_wait(&set->spin, now_ns() - now, false);
     if (n != 0 || !again) {
       if (n > 0) pass_on(set);
       return n;

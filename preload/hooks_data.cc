@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "preload/control_data.h"
 #include "preload/data_path.h"
 #include "preload/export.h"
 #include "preload/fault.h"
@@ -115,9 +116,14 @@ ssize_t receive_message_any(int fd, msghdr* message, int flags) {
     return real().recvmsg(fd, message, flags);
   });
   if (n >= 0 && !by_kernel) {
-    header.msg_namelen = 0;  // as TCP: no address, no control data
-    header.msg_controllen = 0;
+    header.msg_namelen = 0;  // as TCP: no address
     header.msg_flags = 0;
+    const Stream* s = stream_of(fd);
+    if (s != nullptr && s->inq.load_relaxed() != 0) {  // relaxed: an option
+      put_control(&header, IPPROTO_TCP, TCP_CM_INQ, bytes_left(fd));
+    } else {
+      header.msg_controllen = 0;
+    }
     user_copy(message, &header, sizeof header);
   }
   return n;

@@ -26,21 +26,23 @@ constexpr int kTimestampNew = 63, kTimestampNsNew = 64, kTimestampingNew = 65;
 void make_way_for_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
   int number = 0;
   if (value == nullptr || size < sizeof number || user_copy(&number, value, sizeof number) != 0) number = 0;
-  if (level == SOL_SOCKET && name == SO_ZEROCOPY && number != 0) revoke(fd, s, Reason::kZeroCopy);
   // They come as control data with the bytes, of which the ring knows nothing.
   const bool stamps = level == SOL_SOCKET && (name == SO_TIMESTAMP || name == SO_TIMESTAMPNS || name == SO_TIMESTAMPING ||
                                               name == kTimestampNew || name == kTimestampNsNew || name == kTimestampingNew);
-  if ((stamps || (level == IPPROTO_TCP && name == TCP_INQ)) && number != 0) revoke(fd, s, Reason::kControl);
+  if (stamps && number != 0) revoke(fd, s, Reason::kControl);
   if (level == IPPROTO_TCP && name == kTcpUlp) revoke(fd, s, Reason::kUlp);
   if (level == IPPROTO_TCP && name == TCP_REPAIR) revoke(fd, s, Reason::kRepair);
 }
 
 void note_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
-  if (level != SOL_SOCKET || value == nullptr) return;
+  int number = 0;
+  if (value == nullptr) return;
+  if (size >= sizeof number) memcpy(&number, value, sizeof number);
+  if (level == IPPROTO_TCP && name == TCP_INQ) s->inq.store_release(number != 0);
+  if (level != SOL_SOCKET) return;
+  if (name == SO_ZEROCOPY) s->zero_copy.store_release(number != 0);
   if (name == SO_RCVLOWAT && size >= sizeof(int)) {
-    int mark = 0;
-    memcpy(&mark, value, sizeof mark);
-    s->low_water.store_release(mark < 0 ? INT_MAX : static_cast<uint32_t>(mark));
+    s->low_water.store_release(number < 0 ? INT_MAX : static_cast<uint32_t>(number));
     refresh_members(s);
     wake_own_sleepers(fd, s);
   }

@@ -381,7 +381,7 @@ int PollCall::run(std::int64_t timeout_ns, const sigset_t* mask) {
     again = false;
     const int n = sleep(left, mask, &again);
     if (first_ != nullptr) {
-      learn_wait(&first_->spin, now_ns() - start);
+      learn_wait(&first_->spin, now_ns() - start, came);
     }
     if (n != 0) return n;
   }

@@ -455,4 +455,21 @@ int unread_bytes(int fd, Stream* s) {
   return sum > INT_MAX ? INT_MAX : static_cast<int>(sum);
 }
 
+int bytes_left(int fd) {
+  Stream* s = fd_table().stream(fd);
+  if (s == nullptr) return 0;
+  const ErrnoSaver keep;
+  if (s->sticky.load_relaxed() == 0) {  // relaxed: own or earlier news. Nothing has come by way of the kernel
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (lock.held() && s->core != nullptr) {
+      const Gate gate;
+      RingConsumer consumer = consumer_of(s);
+      const auto path = static_cast<Path>(s->core->receive.path.load_relaxed());  // relaxed: under the receive lock
+      if (path == Path::kRing && consumer.refresh() && !consumer.frozen()) return static_cast<int>(consumer.available());
+    }
+  }
+  const int unread = unread_bytes(fd, s);
+  return unread <= 0 && (s->sticky.load_relaxed() & kStickyRdhup) ? 1 : unread;
+}
+
 }  // namespace mpklink

@@ -2,6 +2,8 @@
 #include "preload/rendezvous_step.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/random.h>
 #include <sys/time.h>
 
@@ -211,9 +213,15 @@ void read_flags(int fd, Stream* s) {
 // As they are now; hooks follow them from here on.
 void read_options(int fd, Stream* s) {
   read_flags(fd, s);
-  int mark = 0;
-  socklen_t mark_size = sizeof mark;
-  if (real().getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &mark, &mark_size) == 0) s->low_water.store_relaxed(static_cast<std::uint32_t>(mark));
+  const struct {
+    int level, name;
+    Atomic<std::uint32_t>* to;
+  } numbers[] = {{SOL_SOCKET, SO_RCVLOWAT, &s->low_water}, {IPPROTO_TCP, TCP_INQ, &s->inq}, {SOL_SOCKET, SO_ZEROCOPY, &s->zero_copy}};
+  for (const auto& n : numbers) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    if (real().getsockopt(fd, n.level, n.name, &value, &size) == 0) n.to->store_relaxed(static_cast<std::uint32_t>(value));
+  }
   const struct {
     int name;
     Atomic<std::uint64_t>* to;

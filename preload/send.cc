@@ -276,7 +276,7 @@ ssize_t send_loop(Call* c, std::size_t total) {
         continue;
       }
       if (!lock.held()) return lost_stream(c->fd, s, done, waited);
-      step = send_step(*c, done, total - done);
+      step = send_step(*c, done, total - done < kStepBytes ? total - done : kStepBytes);
     }
     if (step.n >= 0) {
       done += static_cast<std::size_t>(step.n);
@@ -319,7 +319,7 @@ __attribute__((noinline)) ssize_t send_gathered(int fd, Stream* s, const Parts& 
 }  // namespace
 
 ssize_t send_stream(int fd, Stream* s, const iovec* parts, int count, int flags) {
-  flags &= ~(MSG_ZEROCOPY | MSG_FASTOPEN);  // without SO_ZEROCOPY, and once connected, they mean nothing
+  flags &= ~MSG_FASTOPEN;  // once connected, it means nothing
   Parts memory;
   if (const int error = memory.read(parts, count)) return finish_call(0, error);
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait

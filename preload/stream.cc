@@ -76,7 +76,7 @@ void reset_stream(Stream* s) {
   s->tcp_tx_base = s->tcp_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
-      &s->shut, &s->ended, &s->low_water, &s->stay_plain, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
+      &s->shut, &s->ended, &s->low_water, &s->inq, &s->zero_copy, &s->stay_plain, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
       &s->sends_after_fin, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in};
   for (auto* word : words) word->store_relaxed(0);
   s->spin.forget();

@@ -75,6 +75,8 @@ struct Stream {
   Atomic<std::uint32_t> forked;        // another process has it too
   Atomic<std::uint32_t> nonblocking;   // O_NONBLOCK, followed through fcntl and ioctl
   Atomic<std::uint32_t> low_water;     // SO_RCVLOWAT; 0 is 1
+  Atomic<std::uint32_t> inq;           // TCP_INQ: recvmsg tells how much is left
+  Atomic<std::uint32_t> zero_copy;     // SO_ZEROCOPY: MSG_ZEROCOPY is more than a wish
   Atomic<std::uint64_t> receive_timeout_ns, send_timeout_ns;  // SO_RCVTIMEO, SO_SNDTIMEO; 0 = none
   Atomic<std::uint32_t> sticky;        // Sticky
   Atomic<std::uint32_t> pending_error;  // errno to report once

@@ -20,6 +20,8 @@ void look_for_orphan(int fd, Stream* s, bool now);
 
 // FIONREAD on a managed stream: unread bytes of TCP and ring. -1 with errno.
 int unread_bytes(int fd, Stream* s);
+// TCP_CM_INQ: the same, or 1 when there is only the peer's end left to read (tcp_inq_hint in net/ipv4/tcp.c).
+int bytes_left(int fd);
 // SIOCOUTQ: bytes the peer has not taken.
 int unsent_bytes(int fd, Stream* s);
 

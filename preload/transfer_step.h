@@ -10,6 +10,9 @@
 
 namespace mpklink {
 
+// A large transfer goes in steps: the other end copies what is published while the next is written.
+constexpr std::size_t kStepBytes = std::size_t{64} * 1024;
+
 constexpr int kPartsMax = 16;  // iovec entries handled in one step; the outer loop goes on with the rest
 
 // Some of a call's memory: copies of the program's iovec entries, none of which reaches into the guarded range.

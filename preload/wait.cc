@@ -238,7 +238,7 @@ Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t de
   const std::uint64_t start = now_ns();
   if (spin_on(s, event)) {
     process().counters.spin_hits.fetch_add(1);
-    learn_wait(&s->spin, now_ns() - start);
+    learn_wait(&s->spin, now_ns() - start, true);
     unpin(s);
     return Waited::kReady;
   }
@@ -252,7 +252,7 @@ Waited wait_stream(Stream* s, int* number, std::uint32_t event, std::uint64_t de
   {
     const ErrnoSaver keep;
     poller.stop(s);
-    learn_wait(&s->spin, now_ns() - start);
+    learn_wait(&s->spin, now_ns() - start, false);
     const int other = sleeps && !fd_table().names(fd, s) ? stand_in(s) : -1;
     if (other >= 0) {
       *number = other;

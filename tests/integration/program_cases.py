@@ -10,7 +10,7 @@ CASES = {
         " oob_sigurg oob_wakes"
     ).split(),
     "semantics_messages": (
-        "header timestamp inq control_out address_out recvmmsg recvmmsg_end recvmmsg_timeout sendmmsg queue fionbio"
+        "header timestamp inq zerocopy control_out address_out recvmmsg recvmmsg_end recvmmsg_timeout sendmmsg queue fionbio"
     ).split(),
     "semantics_memory": (
         "efault_read efault_write efault_read_partial efault_readv_second efault_write_partial efault_writev_second efault_large"
@@ -138,6 +138,7 @@ REVOKES = {
     *(("semantics_exec", case) for case in CASES["semantics_exec"] if case.startswith(("inetd", "shell", "spawn", "self"))),
     *((program, case) for program in ("semantics_pass", "semantics_stdio") for case in CASES[program]),
     *(("semantics_uring", case) for case in CASES["semantics_uring"] if not case.startswith("before")),
+    ("semantics_messages", "zerocopy"),
 }
 
 # Nothing is upgraded although both ends are preloaded.
@@ -155,6 +156,7 @@ RING_BYTES = {
     # calls by number are as good as calls by name
     **{("semantics_syscall", case): 20000 for case in CASES["semantics_syscall"] if case not in ("splice", "close", "fork", "clone")},
     ("semantics_syscall", "accept4"): 80000,  # the second stream as well
+    ("semantics_messages", "inq"): 10000,  # TCP_INQ does not take it off the ring
 }
 RING_BYTES_AT_MOST = {  # the warm-up and the unread bytes
     ("semantics_uring", case): 2 * 40 * 100 + 1000 for case in CASES["semantics_uring"]

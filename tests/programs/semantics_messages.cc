@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Message headers on a TCP stream: control data, several messages in one call; and what is queued. `NAME list` prints the cases.
-#include <linux/sockios.h>
+#include <poll.h>
 #include <sys/uio.h>
+#include <time.h>
+
+#include <linux/errqueue.h>  // needs time.h
+#include <linux/sockios.h>
 
 #include <initializer_list>
 
@@ -121,22 +125,78 @@ void timestamp_server(int fd, const Sync& sync) {
   peer.finish();
 }
 
+int told_inq(Received* r) {
+  const struct cmsghdr* c = r->find(IPPROTO_TCP, TCP_CM_INQ);
+  CHECK(c != nullptr);
+  int left;
+  memcpy(&left, CMSG_DATA(c), sizeof left);
+  return left;
+}
+
 // TCP_INQ: how much is still there after this call.
 void inq_server(int fd, const Sync& sync) {
   Peer peer(fd, sync);
   set_option(fd, IPPROTO_TCP, TCP_INQ, 1);
-  peer.arrive(250);
-  for (const int left : {150, 50, 0}) {
-    Received r;
-    const ssize_t n = recvmsg(fd, &r.message, 0);
-    CHECK(n > 0);
-    peer.took(g_buffer, static_cast<size_t>(n));
-    const struct cmsghdr* c = r.find(IPPROTO_TCP, TCP_CM_INQ);
-    CHECK(c != nullptr);
-    int got;
-    memcpy(&got, CMSG_DATA(c), sizeof got);
-    CHECK_EQ(got, left);
+  for (int round = 0; round < 20; round++) {
+    peer.arrive(250);
+    for (const int left : {150, 50, 0}) {
+      Received r;
+      const ssize_t n = recvmsg(fd, &r.message, 0);
+      CHECK(n > 0);
+      peer.took(g_buffer, static_cast<size_t>(n));
+      CHECK_EQ(told_inq(&r), left);
+    }
   }
+  // Too little room for it, and none.
+  for (const size_t room : {sizeof(struct cmsghdr) + 2, size_t{5}, size_t{0}}) {
+    peer.arrive(10);
+    Received r;
+    r.message.msg_controllen = room;
+    CHECK_EQ(recvmsg(fd, &r.message, 0), 10);
+    peer.took(g_buffer, 10);
+    CHECK_EQ(r.message.msg_flags, MSG_CTRUNC);
+    CHECK_EQ(r.message.msg_controllen, room < sizeof(struct cmsghdr) ? 0 : room);
+  }
+  set_option(fd, IPPROTO_TCP, TCP_INQ, 0);
+  peer.arrive(10);
+  Received off;
+  CHECK_EQ(recvmsg(fd, &off.message, 0), 10);
+  peer.took(g_buffer, 10);
+  CHECK_EQ(off.message.msg_controllen, 0);
+  set_option(fd, IPPROTO_TCP, TCP_INQ, 1);
+  peer.now(Do::kHalfClose);
+  Received end;
+  CHECK_EQ(recvmsg(fd, &end.message, 0), 0);
+  CHECK_EQ(told_inq(&end), 1);  // go on reading: the end is there
+  close(fd);
+}
+
+// SO_ZEROCOPY alone changes nothing; of a send with MSG_ZEROCOPY the error queue tells when its memory is free again.
+void zerocopy_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  set_option(fd, SOL_SOCKET, SO_ZEROCOPY, 1);
+  peer.prepare(g_buffer, 100);
+  CHECK_EQ(send(fd, g_buffer, 100, MSG_NOSIGNAL), 100);
+  peer.wrote(100);
+  peer.drained();
+  for (unsigned i = 0; i < 3; i++) {
+    peer.prepare(g_buffer, 100);
+    CHECK_EQ(send(fd, g_buffer, 100, MSG_NOSIGNAL | MSG_ZEROCOPY), 100);
+    peer.wrote(100);
+    struct pollfd p = {fd, 0, 0};
+    CHECK_EQ(poll(&p, 1, 10000), 1);
+    CHECK_EQ(p.revents, POLLERR);
+    Received r;
+    CHECK_EQ(recvmsg(fd, &r.message, MSG_ERRQUEUE), 0);
+    const struct cmsghdr* c = r.find(IPPROTO_IP, IP_RECVERR);
+    CHECK(c != nullptr);
+    struct sock_extended_err told;
+    memcpy(&told, CMSG_DATA(c), sizeof told);
+    CHECK_EQ(told.ee_origin, SO_EE_ORIGIN_ZEROCOPY);
+    CHECK_EQ(told.ee_info, i);
+    CHECK_EQ(told.ee_data, i);
+  }
+  peer.drained();
   peer.finish();
 }
 
@@ -360,6 +420,7 @@ const Case kCases[] = {
     {"header", header_server, obedient_client},
     {"timestamp", timestamp_server, obedient_client},
     {"inq", inq_server, obedient_client},
+    {"zerocopy", zerocopy_server, obedient_client},
     {"control_out", control_out_server, obedient_client},
     {"address_out", address_out_server, obedient_client},
     {"recvmmsg", recvmmsg_server, obedient_client},

@@ -141,22 +141,45 @@ TEST_CASE("spin: a number of microseconds is taken as it is", "[spin]") {
 TEST_CASE("spin: a little longer than short waits are", "[spin]") {
   SpinHistory history = {};
   REQUIRE(spin_budget_ns(-1, &history) == kFirstSpinNs);
-  for (int i = 0; i < 50; ++i) learn_wait(&history, 1000);
+  for (int i = 0; i < 50; ++i) learn_wait(&history, 1000, true);
   REQUIRE(spin_budget_ns(-1, &history) == 6000);
-  learn_wait(&history, 5000000000u);  // five idle seconds do not decide
+  learn_wait(&history, 5000000000u, false);  // five idle seconds do not decide
   REQUIRE(spin_budget_ns(-1, &history) == kSpinMaxNs);
-  learn_wait(&history, 1000);
+  learn_wait(&history, 1000, false);
   REQUIRE(spin_budget_ns(-1, &history) == 6000);
+}
+
+// Of `waits` as long as `wait_ns`, how many are spun for.
+int tries_of(SpinHistory* history, int waits, std::uint32_t wait_ns) {
+  int tries = 0;
+  for (int i = 0; i < waits; ++i) {
+    const std::uint32_t budget = spin_budget_ns(-1, history);
+    if (budget != 0) ++tries;
+    learn_wait(history, wait_ns, budget >= wait_ns);
+  }
+  return tries;
 }
 
 TEST_CASE("spin: a slow peer is spun for once in kSkipMax + 1 waits, and found again when it is fast", "[spin]") {
   SpinHistory history = {};
-  int tries = 0;
-  for (int i = 0; i < 1000 + 10 * static_cast<int>(kSkipMax + 1); ++i) {
-    if (spin_budget_ns(-1, &history) != 0 && i >= 1000) ++tries;
-    learn_wait(&history, 300000);
-  }
-  REQUIRE(tries == 10);
-  learn_wait(&history, 20000);  // asleep, but short
+  tries_of(&history, 1000, 300000);
+  REQUIRE(tries_of(&history, 10 * static_cast<int>(kSkipMax + 1), 300000) == 10);
+  learn_wait(&history, kWorthNs, false);  // asleep, but short
   REQUIRE(spin_budget_ns(-1, &history) != 0);
+}
+
+TEST_CASE("spin: a peer whose answers take longer than a wake-up is not spun for, though a try would meet it", "[spin]") {
+  SpinHistory history = {};
+  tries_of(&history, 1000, kWorthNs * 2);
+  REQUIRE(tries_of(&history, 1000, kWorthNs * 2) <= 1000 * 2 / static_cast<int>(kSkipMax));
+}
+
+TEST_CASE("spin: two that put each other to sleep find back", "[spin]") {
+  SpinHistory history = {};
+  tries_of(&history, 1000, 300000);
+  while (spin_budget_ns(-1, &history) == 0) learn_wait(&history, kWorthNs + 5000, false);
+  learn_wait(&history, kWorthNs + 5000, true);  // the peer had to wake
+  REQUIRE(spin_budget_ns(-1, &history) != 0);   // and is awake now
+  learn_wait(&history, 1000, true);
+  REQUIRE(tries_of(&history, 100, 1000) == 100);
 }
