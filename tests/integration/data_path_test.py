@@ -24,7 +24,7 @@ GATES = {
     "send_recv": 2,
     "send_send_recv": 3,
     "send_recv_recv": 3,
-    "large": 2,  # 100,000 bytes each way
+    "large": 2 + 1,  # 100,000 bytes, in two steps and out in one
     "vectors": 1 + 3,  # writev gathers 40 small entries; readv takes them 16 at a time
     "messages": 4 + 4,  # sendmmsg and recvmmsg: each message is a call of its own
     "sendfile_recv": 2,
