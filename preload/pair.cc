@@ -96,7 +96,7 @@ Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board) {
     pair->control_fd = -1;
     pair->established = false;
     pair->streams = 0;
-    pair->postponed = 0;
+    pair->made_ns = now_ns();
     pair->offering = false;
     pair->offer_bell_count = 0;
     pair->bells_kept = 0;

@@ -18,9 +18,9 @@ struct Pair {
   ProcessId nonce;      // names the pair to its two processes and to nobody else
   Board* board;
   Hint<int> control_fd;
-  Hint<bool> established;  // under pairs_lock to act on it;  // the peer has accepted a stream on it
+  Hint<bool> established;  // the peer has accepted a stream on it; under pairs_lock to act on it
   std::uint32_t streams;
-  std::uint32_t postponed;  // upgrades that waited for it to be established
+  std::uint64_t made_ns;  // as now_ns()
   SpinLock lock;        // control channel, bell tables
   Atomic<std::uint64_t> slots_taken[kSlots / 64];  // side 0 hands them out
   Atomic<std::uintptr_t> stream_of_slot[kSlots];

@@ -11,7 +11,8 @@
 namespace mpklink {
 namespace {
 
-constexpr std::uint32_t kPostponeMax = 64;  // upgrades that wait for a new pair before another pair is made
+constexpr std::uint64_t kPostponeNs = 1000000000;   // how long upgrades wait for a new pair before another is made
+constexpr std::uint32_t kPostponedOperations = 8;
 constexpr std::uint32_t kAwaitTriesMax = 16;
 constexpr std::uint64_t kAwaitNs = 1000000000;  // a peer stopped for longer than this loses the stream to TCP
 
@@ -20,7 +21,7 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   *board_fd = -1;
   *later = false;
   Pair* pair = find_pair(s->peer_id, 0, nullptr);
-  if (pair != nullptr && !pair->established && pair->streams > 0 && ++pair->postponed <= kPostponeMax) {
+  if (pair != nullptr && !pair->established && pair->streams > 0 && now_ns() - pair->made_ns < kPostponeNs) {
     *later = true;  // its first stream is still on its way to be accepted
     return nullptr;
   }
@@ -195,6 +196,7 @@ void connector_offer(int fd, Stream* s) {
   if (!made) {
     if (board_fd >= 0) quiet().close(board_fd);
     if (later) {
+      next_try_in(s, kPostponedOperations);
       settle(s, State::kCandidate);
     } else {
       settle_plain(s, reason);
