@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Installs what is needed to build, test and measure on Debian 12. Does nothing, quickly, when all of it is there.
-# Usage: scripts/setup.sh [--quiet]
+# Usage: scripts/setup.sh [--quiet] [--bench]    (--bench: also what only scripts/bench.sh needs)
 set -euo pipefail
 
 packages=(
@@ -11,6 +11,7 @@ packages=(
   python3 python3-pytest python3-pytest-xdist strace gdb valgrind spin procps iproute2
   qemu-system-x86 xz-utils
 )
+bench_packages=(iperf3 nghttp2-client gnuplot-nox libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev)
 services=(nginx redis-server)
 pid_files=(/run/nginx.pid /run/redis/redis-server.pid)
 
@@ -111,12 +112,14 @@ install_packages() {
 }
 
 main() {
-  local quiet=false missing
-  case ${1-} in
-    --quiet | -q) quiet=true ;;
-    '') ;;
-    *) say "unknown option $1; usage: scripts/setup.sh [--quiet]"; exit 2 ;;
-  esac
+  local quiet=false missing argument
+  for argument in "$@"; do
+    case $argument in
+      --quiet | -q) quiet=true ;;
+      --bench) packages+=("${bench_packages[@]}") ;;
+      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench]"; exit 2 ;;
+    esac
+  done
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     say "this is not a Debian system; install what these Debian packages hold: ${packages[*]} nginx nodejs"
     exit 1
