@@ -63,7 +63,6 @@ class Cell:
     placement: str = None  # None: as the user wants it
     ratio_of: str = RATE
     upgrade_expected: bool = True
-    stays_on_tcp_for: tuple = ()  # reasons of the library's for which a missing upgrade is no surprise
 
     @property
     def full_name(self):

@@ -27,7 +27,7 @@ def measure_cell(context, cell, record):
     """Fills `record` as it goes, so that what there is survives an interruption."""
     record.update(suite=cell.suite, name=cell.full_name, unit=cell.workload.unit, ratio_of=cell.ratio_of, modes={})
     record.update(placement=cell.placement or context.placement)
-    record.update(upgrade_expected=cell.upgrade_expected, stays_on_tcp_for=cell.stays_on_tcp_for)
+    record.update(upgrade_expected=cell.upgrade_expected)
     CellRun(context, cell, record).measure()
 
 

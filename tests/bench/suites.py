@@ -10,8 +10,6 @@ from web import H2load, Wrk
 
 HTTP_BODIES = (100, 1000, 10_000, 100_000)
 WAYS_TO_WAIT = ("blocking", "poll", "epoll")
-# gRPC asks for control data with the bytes it receives (TCP_INQ), and its server tries SO_ZEROCOPY on a socket it does not use.
-GRPC_STAYS_FOR = ("control-data", "zerocopy")
 IDLE_CONNECTIONS, QUICK_IDLE_CONNECTIONS = 2000, 200
 
 
@@ -83,7 +81,7 @@ def idle():
 
 def rpc():
     yield Cell("rpc", "REST, nginx, 100 B", Wrk(1, 100), quick=True)
-    yield Cell("rpc", "gRPC, unary, 100 B", Grpc(100), quick=True, stays_on_tcp_for=GRPC_STAYS_FOR)
+    yield Cell("rpc", "gRPC, unary, 100 B", Grpc(100), quick=True)
 
 
 def matrix():
@@ -98,7 +96,7 @@ def matrix():
         "stream, 4 KiB": (Stream(4096, 1), {}),
         "stream, 64 KiB": (Stream(65536, 1), {"quick": True}),
         "churn": (Churn(), {"quick": True, "upgrade_expected": False}),
-        "gRPC, 100 B": (Grpc(100), {"quick": True, "stays_on_tcp_for": GRPC_STAYS_FOR}),
+        "gRPC, 100 B": (Grpc(100), {"quick": True}),
     }
     for placement in (ONE_CORE, FREE):
         for name, (workload, special) in workloads.items():
