@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Pairs of programs that send each other checked bytes: threads, event loops, full duplex, one process, one thread, addresses."""
 
+import pathlib
 import socket
+import subprocess
 
 import pytest
 
-from harness import CLIENT, SERVER, Combo, free_port
+from harness import BUILD, CLIENT, SERVER, Combo, free_port
 from program_cases import COMBO_VARIANT_IDS, COMBO_VARIANTS, ONE_PROCESS_IDS, ONE_PROCESS_VARIANTS
 
 two_processes = pytest.mark.parametrize("combo,settings", COMBO_VARIANTS, ids=COMBO_VARIANT_IDS)
@@ -185,6 +187,24 @@ def test_warmup_is_respected(bench):
     for side in (CLIENT, SERVER):
         bench.assert_not_used(side)
     bench.assert_gates()
+
+
+@pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
+def test_connections_at_once_share_a_board(bench):
+    """Upgrades that come before the first one was accepted wait for its pair instead of making pairs of their own."""
+    connections = 800
+    traffic = BUILD / "tests" / "bench" / "traffic"
+    bench.settings = {"WARMUP": 0}
+    server = bench.start([traffic, "serve", "echo", "--mode=epoll"], SERVER)
+    many = [traffic, "many", f"--address=tcp:{server.port()}", f"--connections={connections}", "--busy=1", "--hold-only"]
+    client = bench.start(many, CLIENT, stdin=subprocess.PIPE)
+    client.wait_line("READY")
+    boards = pathlib.Path(f"/proc/{server.pid}/maps").read_text().count("mpklink-board")
+    client.popen.stdin.close()
+    assert client.wait() == 0, client.output()
+    server.stop()
+    bench.assert_ring(streams=connections // 2, min_bytes=10_000)
+    assert 1 <= boards <= 3, f"{boards} boards for one peer"
 
 
 @pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
