@@ -58,8 +58,9 @@ ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
   while (Stream* s = stream_of(fd)) {
     const State state = state_of(s);
     if ((flags & MSG_OOB) && state == State::kCandidate) make_plain(s, Reason::kOob);
-    // Its completion is the kernel's to tell.
-    if ((flags & MSG_ZEROCOPY) && s->zero_copy.load_relaxed() != 0 && s->stay_plain.load_relaxed() == 0) {  // relaxed: an option; set once
+    // Its completion is the kernel's to tell. (An accepted socket may have SO_ZEROCOPY from its listener, which is asked at the upgrade.)
+    const bool zero_copy = s->zero_copy.load_relaxed() != 0 || (state == State::kCandidate && !s->connector);  // relaxed: an option
+    if (__builtin_expect(flags & MSG_ZEROCOPY, 0) && zero_copy && s->stay_plain.load_relaxed() == 0) {  // relaxed: set once
       revoke(fd, s, Reason::kZeroCopy);
       continue;
     }

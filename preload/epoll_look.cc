@@ -179,10 +179,7 @@ bool readable(int fd) {
 // Our own event of one registration. set->lock held.
 void note_event(EpollSet* set, const epoll_event& event) {
   const std::uint64_t index = event.data.u64 & kTagIndexMask;
-  if (index == kBellTag) {
-    set->took_parents_bell = set->parents_bell >= 0;
-    return;
-  }
+  if (index == kBellTag) return;
   if (index == kUnderTag) {
     drain_under(set);
     return;

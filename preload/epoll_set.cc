@@ -290,8 +290,6 @@ void release_set(EpollSet* set) {
   }
   close_hidden(set->under);
   set->under = -1;
-  close_hidden(set->parents_bell);
-  set->parents_bell = -1;
   for (auto& word : set->pairs) word.store_relaxed(0);  // relaxed: under set->lock
   set->pair_words.store_relaxed(0);
   set->used = false;
@@ -346,9 +344,6 @@ EpollSet* make_epoll_set(int epfd) {
     set->epfd = epfd;
     set->nested.store_relaxed(0);
     set->inherited.store_relaxed(0);
-    set->parents_bell = -1;
-    set->took_parents_bell = false;
-    set->bell_came_back = 0;
     set->links.store_relaxed(0);
     set->under = -1;
     set->fds.store_relaxed(1);
@@ -514,12 +509,7 @@ void epoll_sets_forked_child() {
     set->lock.reset();
     set->sleepers.store_relaxed(0);
     set->inherited.store_relaxed(1);
-    // The bell in the kernel's instance is the parent's (or its parent's, who may wait there still).
-    if (set->poller != kNoPoller) {
-      close_hidden(set->parents_bell);
-      set->parents_bell = keep_parents_bell(set->poller);
-    }
-    set->poller = kNoPoller;
+    set->poller = kNoPoller;  // the bell in the kernel's instance is the parent's
     for (auto& word : set->pairs) word.store_relaxed(0);
     set->pair_words.store_relaxed(0);
   }
@@ -535,7 +525,6 @@ void epoll_sets_move_hidden(int from, int to) {
     EpollSet* set = &sets[i];
     if (set->epfd == 0 && !set->used) return;
     if (set->under == from) set->under = to;
-    if (set->parents_bell == from) set->parents_bell = to;
   }
 }
 
@@ -550,19 +539,6 @@ void tell_again(EpollSet* set, std::uint64_t data) {
   }
 }
 
-namespace {
-
-// Two processes wait in one instance. Of an edge the kernel tells only one of them; of a level-triggered registration, both.
-void register_level(EpollSet* set, const EpollMember* m, int fd) {
-  if (m->events & (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE)) return;
-  epoll_event event = managed_registration(m);
-  event.events = (m->events & (EPOLLIN | EPOLLOUT)) | EPOLLRDHUP;
-  const ErrnoSaver keep;
-  real().epoll_ctl(own_instance(set), EPOLL_CTL_MOD, fd, &event);
-}
-
-}  // namespace
-
 void leave_inherited_streams(EpollSet* set) {
   if (set->inherited.exchange(0) == 0) return;
   for (std::uint32_t i = 0; i < member_count(); ++i) {
@@ -571,9 +547,7 @@ void leave_inherited_streams(EpollSet* set) {
     if (m->set == set && m->managed) s = m->stream;
     if (s == nullptr || ours(s)) continue;
     const int fd = fd_of(s);
-    if (fd < 0) continue;
-    leave_softly(fd, s);
-    register_level(set, m, fd);
+    if (fd >= 0) leave_softly(fd, s);
   }
 }
 

@@ -53,10 +53,6 @@ struct EpollSet {
   Atomic<std::uint32_t> nested;       // watched by another epoll, poll or select: always armed, the bell shows outside
   Atomic<std::uint32_t> fds;          // descriptors of this process that name it
   Atomic<std::uint32_t> inherited;    // by a forked child, which has not waited in it yet
-  Hint<int> parents_bell;             // inherited: its parent's bell is in the instance, too; or -1
-  Hint<bool> took_parents_bell;       // an edge of it, which the parent may be asleep behind, and has to be given
-  std::uint64_t bell_passed_ns;       // when that was done last
-  std::uint32_t bell_came_back;       // how often in a row
   Hint<int> under;                    // nested: the hidden instance, in the program's, that has our registrations; or -1
   Atomic<std::uint32_t> links;        // sets in this one
   SpinLock lock;                      // members, ready list; before the lock of a set in it and members_lock of a stream

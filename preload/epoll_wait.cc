@@ -2,7 +2,6 @@
 // Waiting on an epoll set: rings and kernel, neither starving the other, with one bell to sleep on.
 #include <errno.h>
 #include <pthread.h>
-#include <sys/syscall.h>
 #include <x86intrin.h>
 
 #include "preload/epoll_set.h"
@@ -10,7 +9,6 @@
 #include "preload/on_unwind.h"
 #include "preload/spin.h"
 #include "preload/wait.h"
-#include "shm/raw_syscall.h"
 
 namespace mpklink {
 namespace {
@@ -190,24 +188,6 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
   return told;
 }
 
-// In a forked child that waits in its parent's instance: an edge of the parent's bell is told to one of the two. If it was us, it is rung again,
-// and we stay away for as long as the parent needs to wake. It comes back to us when the parent is not asleep there: then for longer.
-void pass_parents_bell(EpollSet* set) {
-  if (!set->took_parents_bell) return;
-  constexpr std::uint64_t kInARowNs = 50000000;
-  constexpr long kNapNs = 1000000;
-  constexpr std::uint32_t kLongestNap = 4;  // 16 ms
-  set->took_parents_bell = false;
-  const ErrnoSaver keep;
-  const std::uint64_t one = 1;
-  const bool rung = quiet().write(set->parents_bell, &one, sizeof one) == sizeof one;
-  if (!rung) return;
-  set->bell_came_back = now_ns() - set->bell_passed_ns > kInARowNs ? 0 : set->bell_came_back + 1;
-  const timespec nap = {0, kNapNs << (set->bell_came_back < kLongestNap ? set->bell_came_back : kLongestNap)};
-  raw_syscall(SYS_nanosleep, reinterpret_cast<long>(&nap), 0);  // not libc's, where the thread could be cancelled
-  set->bell_passed_ns = now_ns();
-}
-
 // More is ready than this call told, and other threads sleep in the set: the kernel wakes the next one, so do we.
 void pass_on(EpollSet* set) {
   if (set->sleepers.load_relaxed() == 0 || set->ready_head == nullptr) return;  // relaxed: a new sleeper looks itself
@@ -216,9 +196,7 @@ void pass_on(EpollSet* set) {
 
 }  // namespace
 
-namespace {
-
-int wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask) {
+int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask) {
   if (maxevents <= 0) return kernel_wait(set, events, maxevents, 0, mask);  // EINVAL
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
   if (set->inherited.load_relaxed() != 0) leave_inherited_streams(set);  // relaxed: set at a fork, with one thread
@@ -263,7 +241,6 @@ int wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t
       timeout_ns = 0;  // one last look at both worlds
       continue;
     }
-    pass_parents_bell(set);
     bool again = false;
     n = sleep(set, events, maxevents, left, mask, call, &again);
     learn_wait(&set->spin, now_ns() - now, false);
@@ -273,14 +250,6 @@ int wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t
     }
     asked = false;
   }
-}
-
-}  // namespace
-
-int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask) {
-  const int n = wait_managed(set, events, maxevents, timeout_ns, mask);
-  pass_parents_bell(set);
-  return n;
 }
 
 int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask) {
@@ -298,7 +267,6 @@ int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::in
   if (n <= 0 || !any_tag(events, n)) return n;
   // A stream of the set was upgraded while we slept, or a bell is still in it: a forked child's set is its parent's, bells and all.
   const int kept = filter(set, events, n);
-  pass_parents_bell(set);
   if (kept > 0) return kept;
   std::int64_t left = timeout_ns;
   if (timeout_ns > 0) {

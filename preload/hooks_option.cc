@@ -20,7 +20,7 @@ namespace {
 
 constexpr int kTcpUlp = 31;  // TCP_ULP, linux/tcp.h
 // SO_TIMESTAMP_NEW and its kin, asm-generic/socket.h: what libc's names mean on systems with 64-bit time.
-constexpr int kTimestampNew = 63, kTimestampNsNew = 64, kTimestampingNew = 65;
+constexpr int kTimestampNew = 63, kTimestampNsNew = 64, kTimestampingNew = 65, kReceiveTimeoutNew = 66, kSendTimeoutNew = 67;
 
 // An option that only the kernel's path can honour: the stream goes back there, before it is in force.
 void make_way_for_option(int fd, Stream* s, int level, int name, const void* value, socklen_t size) {
@@ -46,12 +46,7 @@ void note_option(int fd, Stream* s, int level, int name, const void* value, sock
     refresh_members(s);
     wake_own_sleepers(fd, s);
   }
-  if (size < sizeof(timeval)) return;
-  timeval time = {};
-  memcpy(&time, value, sizeof time);
-  const auto ns = static_cast<uint64_t>(time.tv_sec) * 1000000000u + static_cast<uint64_t>(time.tv_usec) * 1000u;
-  if (name == SO_RCVTIMEO) s->receive_timeout_ns.store_release(ns);
-  if (name == SO_SNDTIMEO) s->send_timeout_ns.store_release(ns);
+  if (name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == kReceiveTimeoutNew || name == kSendTimeoutNew) read_timeouts(fd, s);
 }
 
 // An error the stream has kept for the program: SO_ERROR reports and clears it, as the kernel's own.

@@ -28,19 +28,6 @@ int hidden_base() {
   return base < kHiddenBaseMax ? static_cast<int>(base) : kHiddenBaseMax;
 }
 
-// A copy with a high number. The limit is asked anew only when it was lowered (EINVAL), or the numbers are used up (EMFILE).
-int dup_high(int fd) {
-  static Atomic<std::uint32_t> known_base;
-  const std::uint32_t known = known_base.load_relaxed();  // relaxed: a hint
-  if (known != 0) {
-    const int high = real().fcntl(fd, F_DUPFD_CLOEXEC, static_cast<int>(known));
-    if (high >= 0) return high;
-  }
-  const int base = hidden_base();
-  known_base.store_relaxed(static_cast<std::uint32_t>(base));
-  return real().fcntl(fd, F_DUPFD_CLOEXEC, base);
-}
-
 }  // namespace
 
 std::uint32_t take_poller(bool epoll_set) {
@@ -70,7 +57,7 @@ int bell_of(std::uint32_t id) {
 }
 
 int hide_fd(int fd) {
-  const int high = dup_high(fd);
+  const int high = real().fcntl(fd, F_DUPFD_CLOEXEC, hidden_base());
   quiet().close(fd);
   if (high < 0) return -1;
   if (!fd_table().set_hidden(high)) {
@@ -82,7 +69,7 @@ int hide_fd(int fd) {
 
 int dup_hidden(int fd) {
   const ErrnoSaver keep;
-  const int copy = dup_high(fd);
+  const int copy = real().fcntl(fd, F_DUPFD_CLOEXEC, hidden_base());
   if (copy >= 0) fd_table().set_hidden(copy);
   return copy;
 }
@@ -133,8 +120,6 @@ void drain_bell(std::uint32_t id) {
     if (quiet().read(bell, &count, sizeof count) < 0) return;  // an older kernel
   }
 }
-
-int keep_parents_bell(std::uint32_t id) { return static_cast<int>(g_bells[id].exchange(0)) - 1; }
 
 // The parent's bells are the parent's: two processes asleep on one eventfd would take each other's wake-ups.
 void pollers_forked_child() {

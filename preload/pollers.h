@@ -24,8 +24,6 @@ void close_hidden(int fd);
 // The program wants this very number: ours moves out of the way.
 void make_way(int fd);
 
-// A forked child keeps the bell of a set of its parent's; before pollers_forked_child, which closes the others. -1: there is none.
-int keep_parents_bell(std::uint32_t id);
 void pollers_forked_child();
 
 }  // namespace mpklink

@@ -8,6 +8,8 @@ namespace mpklink {
 
 // After an operation that moved bytes of a stream that is not shared yet: takes the next upgrade step when one is due.
 void after_operation(int fd, Stream* s);
+// SO_RCVTIMEO and SO_SNDTIMEO.
+void read_timeouts(int fd, Stream* s);
 // Before an EPOLL_CTL_MOD that re-arms a one-shot registration: the only moment at which it is known whether it has fired.
 void before_rearm(int fd, Stream* s, const EpollMember* member);
 

@@ -25,6 +25,8 @@ constexpr std::uint32_t kDistanceMet = 2;    // … once the peer is known to be
 constexpr std::uint32_t kTurnsMax = 64;
 constexpr std::uint64_t kTurnsNs = 10000000;
 constexpr std::uint64_t kTriesNs = 200000000;
+constexpr std::uint32_t kAbsencesMax = 4;
+constexpr std::uint32_t kAfterAbsence = 32;  // operations, four times as many after each
 
 }  // namespace
 
@@ -53,7 +55,15 @@ void retry_or_give_up(Stream* s, Reason reason) {
   const std::uint64_t waited = now - s->first_try_ns;
   const bool answered = reason == Reason::kPeerAbsent && waited > kTurnsNs && s->turns - s->first_turns >= kTurnsMax;
   if (s->tries == kTriesMax && (answered || waited > kTriesNs)) {
-    give_up(s, reason);
+    if (reason == Reason::kPeerAbsent && s->absences < kAbsencesMax) {
+      // It may be late (preload/lifetime.h), or slow, or see fewer operations.
+      drop_socket(s);
+      s->rendezvous_step = kBegin;
+      s->tries = 0;
+      next_try_in(s, kAfterAbsence << (2 * s->absences++));
+    } else {
+      give_up(s, reason);
+    }
     return;
   }
   const std::uint32_t most = s->rendezvous_step == kHello || s->rendezvous_step == kTake ? kDistanceMet : kDistanceMax;
@@ -210,6 +220,23 @@ void read_flags(int fd, Stream* s) {
   s->nonblocking.store_relaxed(flags >= 0 && (flags & O_NONBLOCK) != 0);
 }
 
+// As the kernel has them, which knows limits (sock_set_timeout in net/core/sock.c).
+void read_timeouts(int fd, Stream* s) {
+  const ErrnoSaver keep;
+  const struct {
+    int name;
+    Atomic<std::uint64_t>* to;
+  } timeouts[] = {{SO_RCVTIMEO, &s->receive_timeout_ns}, {SO_SNDTIMEO, &s->send_timeout_ns}};
+  for (const auto& t : timeouts) {
+    timeval value = {};
+    socklen_t size = sizeof value;
+    if (real().getsockopt(fd, SOL_SOCKET, t.name, &value, &size) != 0) continue;
+    constexpr time_t kForEverS = 1000000000;  // thirty years; more nanoseconds than fit, perhaps
+    const auto ns = static_cast<std::uint64_t>(value.tv_sec) * 1000000000u + static_cast<std::uint64_t>(value.tv_usec) * 1000u;
+    t.to->store_release(value.tv_sec < kForEverS ? ns : 0);
+  }
+}
+
 // As they are now; hooks follow them from here on.
 void read_options(int fd, Stream* s) {
   read_flags(fd, s);
@@ -222,17 +249,7 @@ void read_options(int fd, Stream* s) {
     socklen_t size = sizeof value;
     if (real().getsockopt(fd, n.level, n.name, &value, &size) == 0) n.to->store_relaxed(static_cast<std::uint32_t>(value));
   }
-  const struct {
-    int name;
-    Atomic<std::uint64_t>* to;
-  } timeouts[] = {{SO_RCVTIMEO, &s->receive_timeout_ns}, {SO_SNDTIMEO, &s->send_timeout_ns}};
-  for (const auto& t : timeouts) {
-    timeval value = {};
-    socklen_t size = sizeof value;
-    if (real().getsockopt(fd, SOL_SOCKET, t.name, &value, &size) != 0) continue;
-    t.to->store_relaxed(static_cast<std::uint64_t>(value.tv_sec) * 1000000000u +
-                        static_cast<std::uint64_t>(value.tv_usec) * 1000u);
-  }
+  read_timeouts(fd, s);
 }
 
 // The offer could not be made after all: no trace of the channel is left.

@@ -109,6 +109,7 @@ struct Stream {
   Atomic<std::uint32_t> next_try;      // operation number of the next upgrade step
   std::uint32_t tries;
   std::uint32_t returns;               // how often it came back from a ring
+  std::uint32_t absences;              // how often it was tried in vain
   std::uint64_t first_try_ns;
   Hint<bool> last_was_in;              // the last operation received
   Hint<std::uint32_t> turns;           // answers received; a lost count is a later end of trying

@@ -4,6 +4,7 @@
 import pathlib
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -218,6 +219,30 @@ def test_short_connections(bench):
     bench.succeed(server)
     bench.assert_ring(streams=long, min_bytes=10_000)
     assert bench.stats(SERVER).upgraded <= 3 + long, str(bench.stats(SERVER))
+
+
+SLOW_CLIENT = """
+import socket, sys, time
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as s:
+    for _ in range(150):
+        s.sendall(b"x" * 64)
+        assert len(s.recv(64, socket.MSG_WAITALL)) == 64
+        time.sleep(0.005)
+"""
+
+
+@pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
+def test_slow_connection_among_short_ones(bench):
+    """The server, which has seen short connections only, is late; by then the client, which has not, has tried for long."""
+    traffic = BUILD / "tests" / "bench" / "traffic"
+    server = bench.start([traffic, "serve", "echo", "--mode=epoll"], SERVER)
+    for _ in range(5):
+        short = [traffic, "churn", f"--address=tcp:{server.port()}", "--seconds=0.05"]
+        assert bench.start(short, CLIENT).wait() == 0
+    client = bench.start([sys.executable, "-c", SLOW_CLIENT, server.port()], CLIENT)
+    assert client.wait() == 0, client.output()
+    server.stop()
+    bench.assert_ring(streams=1, min_bytes=3000)
 
 
 @pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.BOTH], ids=lambda c: c.value)

@@ -4,6 +4,7 @@
 #include <sys/select.h>
 
 #include <initializer_list>
+#include <limits>
 
 #include "calls.h"
 #include "peer.h"
@@ -90,6 +91,24 @@ void rcvtimeo_change_server(int fd, const Sync& sync) {
   CHECK_EQ(tv.tv_usec, 0);
   tv = {0, 2000000};
   CHECK_ERRNO(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv), EDOM);
+  set_timeout(fd, SO_RCVTIMEO, 0);
+  peer.finish();
+}
+
+// By the numbers that libc's names mean where time has 64 bits, and values that are for ever.
+void rcvtimeo_values_server(int fd, const Sync& sync) {
+  constexpr int kReceiveTimeoutNew = 66, kSendTimeoutNew = 67;  // SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW: asm-generic/socket.h
+  Peer peer(fd, sync);
+  set_timeout(fd, kReceiveTimeoutNew, 60);
+  set_timeout(fd, kSendTimeoutNew, 60);
+  takes(60, [&] { CHECK_ERRNO(recv(fd, g_buffer, 10, 0), EAGAIN); });
+  for (const time_t seconds : {std::numeric_limits<time_t>::max(), std::numeric_limits<time_t>::max() / 1000, time_t{20000000000}}) {
+    const struct timeval tv = {seconds, 0};
+    CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv), 0);
+    peer.when_asleep(Do::kSend, 10);
+    CHECK_EQ(recv(fd, g_buffer, 10, 0), 10);
+    peer.took(g_buffer, 10);
+  }
   set_timeout(fd, SO_RCVTIMEO, 0);
   peer.finish();
 }
@@ -376,6 +395,7 @@ const Case kCases[] = {
     {"rcvtimeo_calls", rcvtimeo_calls_server, obedient_client},
     {"rcvtimeo_trickle", rcvtimeo_trickle_server, obedient_client},
     {"rcvtimeo_change", rcvtimeo_change_server, obedient_client},
+    {"rcvtimeo_values", rcvtimeo_values_server, obedient_client},
     {"rcvtimeo_shared", rcvtimeo_shared_server, obedient_client},
     {"sndtimeo_partial", sndtimeo_partial_server, obedient_client},
     {"sndtimeo_drained", sndtimeo_drained_server, obedient_client},
