@@ -10,7 +10,7 @@ namespace mpklink {
 
 constexpr std::uint32_t kShortOperations = 64;  // fewer, sends and receives together, and the upgrade did not pay
 constexpr std::uint32_t kShortInARow = 3;
-// Where connections are short. Not later than the other end, which may have learnt otherwise, waits for us (kTurnsMax answers).
+// Where connections are short. The other end, which may have learnt otherwise, tries for about as long, and again later (kAfterAbsence).
 constexpr std::uint32_t kLateOperations = 96;
 
 // The server's port of a connection, on either end. Hints: two ports may share an entry, and forget what the other has learnt.

@@ -469,7 +469,8 @@ int bytes_left(int fd) {
     }
   }
   const int unread = unread_bytes(fd, s);
-  return unread <= 0 && (s->sticky.load_relaxed() & kStickyRdhup) ? 1 : unread;
+  if (unread > 0) return unread;
+  return s->sticky.load_relaxed() & kStickyRdhup ? 1 : 0;
 }
 
 }  // namespace mpklink

@@ -5,8 +5,8 @@
 // time. So each waiter learns how long its short waits are, and spins a little longer than that. After waits that were too long it leaves
 // out none, then one, then three, up to kSkipMax, and then looks for longer (kSpinMaxNs): a peer that is idle, or slow, costs next to
 // nothing, and two that had put each other to sleep (each sees the other's wake-up, not how fast it could be) find back, as whoever is met
-// on such a try gets another at once. Never when the peer last ran on this very CPU: it cannot run while we spin. (Nor sched_yield() then:
-// since Linux 6.18 it forfeits a whole slice to whoever else wants the CPU.)
+// on such a try gets another at once. Never when the peer last ran on this very CPU: it cannot run while we spin. (Nor sched_yield() then,
+// half as dear as a sleep while nobody else wants the CPU, and a hundred times as dear when somebody does: tests/bench/sleeps.cc.)
 #pragma once
 #include <cstdint>
 
