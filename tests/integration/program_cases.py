@@ -10,7 +10,7 @@ CASES = {
         " oob_sigurg oob_wakes"
     ).split(),
     "semantics_messages": (
-        "header timestamp inq zerocopy control_out address_out recvmmsg recvmmsg_end recvmmsg_timeout sendmmsg queue fionbio"
+        "header timestamp inq zerocopy zerocopy_inherited control_out address_out recvmmsg recvmmsg_end recvmmsg_timeout sendmmsg queue fionbio"
     ).split(),
     "semantics_memory": (
         "efault_read efault_write efault_read_partial efault_readv_second efault_write_partial efault_writev_second efault_large"

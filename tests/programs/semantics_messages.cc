@@ -172,6 +172,21 @@ void inq_server(int fd, const Sync& sync) {
 }
 
 // SO_ZEROCOPY alone changes nothing; of a send with MSG_ZEROCOPY the error queue tells when its memory is free again.
+void expect_completion(int fd, unsigned number) {
+  struct pollfd p = {fd, POLLIN, 0};
+  CHECK_EQ(poll(&p, 1, 10000), 1);
+  CHECK_EQ(p.revents, POLLERR);
+  Received r;
+  CHECK_EQ(recvmsg(fd, &r.message, MSG_ERRQUEUE), 0);
+  const struct cmsghdr* c = r.find(IPPROTO_IP, IP_RECVERR);
+  CHECK(c != nullptr);
+  struct sock_extended_err told;
+  memcpy(&told, CMSG_DATA(c), sizeof told);
+  CHECK_EQ(told.ee_origin, SO_EE_ORIGIN_ZEROCOPY);
+  CHECK_EQ(told.ee_info, number);
+  CHECK_EQ(told.ee_data, number);
+}
+
 void zerocopy_server(int fd, const Sync& sync) {
   Peer peer(fd, sync);
   set_option(fd, SOL_SOCKET, SO_ZEROCOPY, 1);
@@ -183,20 +198,30 @@ void zerocopy_server(int fd, const Sync& sync) {
     peer.prepare(g_buffer, 100);
     CHECK_EQ(send(fd, g_buffer, 100, MSG_NOSIGNAL | MSG_ZEROCOPY), 100);
     peer.wrote(100);
-    struct pollfd p = {fd, 0, 0};
-    CHECK_EQ(poll(&p, 1, 10000), 1);
-    CHECK_EQ(p.revents, POLLERR);
-    Received r;
-    CHECK_EQ(recvmsg(fd, &r.message, MSG_ERRQUEUE), 0);
-    const struct cmsghdr* c = r.find(IPPROTO_IP, IP_RECVERR);
-    CHECK(c != nullptr);
-    struct sock_extended_err told;
-    memcpy(&told, CMSG_DATA(c), sizeof told);
-    CHECK_EQ(told.ee_origin, SO_EE_ORIGIN_ZEROCOPY);
-    CHECK_EQ(told.ee_info, i);
-    CHECK_EQ(told.ee_data, i);
+    expect_completion(fd, i);
   }
   peer.drained();
+  peer.finish();
+}
+
+// An accepted socket has SO_ZEROCOPY from its listener; a completion that nobody has fetched yet makes nothing readable.
+void zerocopy_inherited_server(int fd, const Sync& sync) {
+  Peer peer(fd, sync);
+  const int listener = listen_on("127.0.0.1");
+  set_option(listener, SOL_SOCKET, SO_ZEROCOPY, 1);
+  const int connected = connect_to("127.0.0.1", port_of(listener));
+  const int accepted = accept_one(listener);
+  for (int i = 0; i < 100; i++) {
+    CHECK_EQ(send(accepted, g_buffer, 100, i == 0 ? MSG_ZEROCOPY : 0), 100);
+    CHECK_EQ(recv(connected, g_buffer, 100, MSG_WAITALL), 100);
+    CHECK_EQ(send(connected, g_buffer, 100, 0), 100);
+    CHECK_EQ(recv(accepted, g_buffer, 100, MSG_WAITALL), 100);
+  }
+  expect_completion(accepted, 0);
+  struct pollfd p = {accepted, POLLIN, 0};
+  CHECK_EQ(poll(&p, 1, 50), 0);
+  CHECK_ERRNO(recv(accepted, g_buffer, 1, MSG_DONTWAIT), EAGAIN);
+  for (const int each : {listener, connected, accepted}) close(each);
   peer.finish();
 }
 
@@ -421,6 +446,7 @@ const Case kCases[] = {
     {"timestamp", timestamp_server, obedient_client},
     {"inq", inq_server, obedient_client},
     {"zerocopy", zerocopy_server, obedient_client},
+    {"zerocopy_inherited", zerocopy_inherited_server, obedient_client},
     {"control_out", control_out_server, obedient_client},
     {"address_out", address_out_server, obedient_client},
     {"recvmmsg", recvmmsg_server, obedient_client},
