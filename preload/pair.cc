@@ -73,7 +73,8 @@ Pair* find_pair(const ProcessId& peer, std::uint32_t side, const ProcessId* nonc
     const bool fits = pair->used && pair->side == side && pair->peer == peer &&
                       pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
     if (!fits || (nonce != nullptr && !(pair->nonce == *nonce))) continue;
-    if (found == nullptr || (pair->established && !found->established)) found = pair;
+    const bool newer = found != nullptr && !pair->established && !found->established && pair->made_ns > found->made_ns;
+    if (found == nullptr || (pair->established && !found->established) || newer) found = pair;
   }
   return found;
 }

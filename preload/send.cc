@@ -142,7 +142,8 @@ Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
   int flags = c.flags | MSG_DONTWAIT;
   if (limit != SIZE_MAX) flags &= ~MSG_MORE;  // these bytes are the peer's wake-up: they must not wait for more
   // Bytes have gone already: the call succeeds with those, so no SIGPIPE now.
-  if (skip > 0) flags |= MSG_NOSIGNAL;
+  // And a call has one completion: the rest is copied.
+  if (skip > 0) flags = (flags | MSG_NOSIGNAL) & ~MSG_ZEROCOPY;
   const ssize_t n = quiet().sendmsg(c.fd, &header, flags);
   if (n < 0) return failed(errno);
   count_tcp_sent(c.s, n);
@@ -209,7 +210,7 @@ bool send_rest(const Call& c, std::size_t* done) {
     if (!c.parts->window(*done, SIZE_MAX, &from)) return errno = EFAULT, true;
     const msghdr header = from.header();
     ssize_t n = 0;
-    const int flags = *done > 0 ? c.flags | MSG_NOSIGNAL : c.flags;
+    const int flags = *done > 0 ? (c.flags | MSG_NOSIGNAL) & ~MSG_ZEROCOPY : c.flags;
     const auto send = [&] { return real().sendmsg(c.fd, &header, flags); };
     bool ours_again = false;
     Call call = c;
