@@ -68,7 +68,7 @@ CASES = {
         " stress_once"
     ).split(),
     "semantics_epoll_nested": "poll poll_out poll_edge poll_beside level asleep edge deep mixed closed".split(),
-    "semantics_epoll_fork": "child parent closes polls busy polls_new busy_new".split(),
+    "semantics_epoll_fork": "child parent closes polls busy polls_new busy_new changed siblings hup".split(),
     "semantics_revoke": (
         "exec pass stdio splice splice_late numbers splice_forked splice_nothing urgent full wrong_shutdown half_closed closed"
         " waitall_stalled"
@@ -107,8 +107,6 @@ IN_ONE_PROCESS = [
 
 # What TCP does and the library does not, one by one: marked `beyond`, not run by default. This list may only shrink.
 BEYOND = {
-    # Parent and child wait in one epoll instance at the same time: the child takes the edge of the parent's bell.
-    *(("semantics_epoll_fork", case) for case in ("polls", "busy", "polls_new", "busy_new")),
     # pidfd_getfd() takes a descriptor out of a process that does not notice.
     ("semantics_pass", "fetched"), ("semantics_pass", "fetched_plain"),
     # Bytes that are unread in a ring when the reader hands the stream to stdio come back at the writer's next operation, or when it is

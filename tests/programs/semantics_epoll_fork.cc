@@ -150,6 +150,123 @@ void fork_busy_server(int fd, const Sync& sync) { polls(fd, sync, 0, false); }
 void fork_polls_new_server(int fd, const Sync& sync) { polls(fd, sync, 1, true); }
 void fork_busy_new_server(int fd, const Sync& sync) { polls(fd, sync, 0, true); }
 
+// The parent has changed its registration since the fork when the child begins to wait: there is one registration, as changed. (What was
+// registered at the fork is what the child may be told until both the parent and the peer have come by.)
+void fork_changed_server(int fd, const Sync& sync) {
+  Streams s(fd, sync);
+  const Epoll e;
+  e.add(fd, EPOLLIN | EPOLLOUT);
+  CHECK_EQ(e.now(fd), EPOLLOUT);
+  int go[2];
+  CHECK_EQ(pipe(go), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  char byte;
+  struct epoll_event got[4];
+  if (child == 0) {
+    CHECK_EQ(read(go[0], &byte, 1), 1);
+    while (poll_now(go[0]) == 0) CHECK(epoll_wait(e.fd(), got, 4, 1) >= 0);
+    for (int round = 0; round < 20; round++) CHECK_EQ(epoll_wait(e.fd(), got, 4, 5), 0);
+    _exit(0);
+  }
+  e.mod(fd, EPOLLIN);
+  s.send(10);
+  CHECK_EQ(e.now(fd), EPOLLIN);
+  s.take(10);
+  CHECK_EQ(e.now(fd), 0);
+  CHECK_EQ(write(go[1], "x", 1), 1);
+  for (int round = 0; round < 5; round++) {
+    s.send_later(10);
+    CHECK_EQ(e.wait(fd), EPOLLIN);
+    s.acked();
+    s.take(10);
+    s.give(10);
+    s.drain(10);
+  }
+  CHECK_EQ(write(go[1], "x", 1), 1);
+  for (int round = 0; round < 3; round++) e.quiet();
+  CHECK_EQ(e.control(EPOLL_CTL_ADD, fd, EPOLLIN, 1), -1);
+  CHECK_EQ(errno, EEXIST);
+  end_child(child);
+  s.send_later(10);
+  CHECK_EQ(e.wait(fd), EPOLLIN);
+  s.acked();
+  s.take(10);
+  e.del(fd);
+  s.send(10);
+  e.quiet();
+  s.take(10);
+  close(go[0]);
+  close(go[1]);
+}
+
+// Two children wait in the set of a parent that does not: each hears of the stream that it alone reads.
+void fork_siblings_server(int fd, const Sync& sync) {
+  Streams s(fd, sync);
+  const Epoll e;
+  e.add(fd, EPOLLIN);
+  s.send(10);
+  CHECK_EQ(e.now(fd), EPOLLIN);
+  s.take(10);
+  int ends[2], done[2];
+  CHECK_EQ(pipe(ends), 0);
+  CHECK_EQ(pipe(done), 0);
+  const pid_t idle = fork();
+  CHECK(idle >= 0);
+  if (idle == 0) {
+    close(ends[1]);
+    wait_for_nothing(e, ends[0], 1);
+  }
+  const pid_t reader = fork();
+  CHECK(reader >= 0);
+  if (reader == 0) {
+    for (int round = 0; round < 20; round++) {
+      CHECK_EQ(e.wait(fd), EPOLLIN);
+      s.take(10);
+      CHECK_EQ(write(done[1], "x", 1), 1);
+    }
+    _exit(0);
+  }
+  close(ends[0]);
+  for (int round = 0; round < 20; round++) {
+    char byte;
+    s.send_later(10);
+    s.acked();
+    CHECK_EQ(read(done[0], &byte, 1), 1);
+  }
+  end_child(reader);
+  close(ends[1]);
+  end_child(idle);
+  close(done[0]);
+  close(done[1]);
+}
+
+// The peer's end of file, while a child looks all the time.
+void fork_hup_server(int fd, const Sync& sync) {
+  Streams s(fd, sync);
+  const Epoll e;
+  e.add(fd, EPOLLIN | EPOLLRDHUP);
+  s.send(10);
+  CHECK_EQ(e.now(fd), EPOLLIN);
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    close(ends[1]);
+    wait_for_nothing(e, ends[0], 0);
+  }
+  close(ends[0]);
+  s.take(10);
+  s.half_close();
+  CHECK_EQ(e.wait(fd), EPOLLIN | EPOLLRDHUP);
+  char byte;
+  CHECK_EQ(recv(fd, &byte, 1, 0), 0);
+  CHECK_EQ(e.wait(fd), EPOLLIN | EPOLLRDHUP);
+  close(ends[1]);
+  end_child(child);
+}
+
 const Case kCases[] = {
     {"child", fork_child_server, told_client},
     {"parent", fork_parent_server, told_client},
@@ -158,6 +275,9 @@ const Case kCases[] = {
     {"busy", fork_busy_server, told_client},
     {"polls_new", fork_polls_new_server, told_client},
     {"busy_new", fork_busy_new_server, told_client},
+    {"changed", fork_changed_server, told_client},
+    {"siblings", fork_siblings_server, told_client},
+    {"hup", fork_hup_server, told_client},
 };
 
 }  // namespace
