@@ -18,6 +18,7 @@ struct ServeOptions {
   Address address;
   std::size_t bytes = 0;
   unsigned seconds = 600;
+  unsigned processes = 1;  // that share the port, each with a listener of its own
 };
 
 struct ClientOptions {

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT
 #include "serve.h"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -24,7 +29,7 @@ static_assert(POLLIN == EPOLLIN && POLLOUT == EPOLLOUT);
 class Server {
  public:
   explicit Server(const ServeOptions& options) : options_(options), end_(end_of_service(options.seconds)) {
-    listener_ = listen_on(&options_.address);
+    listener_ = options.processes > 1 ? listen_beside_others(&options_.address) : listen_on(&options_.address);
     if (options_.mode != Mode::kBlocking) set_nonblocking(listener_.get());
   }
   ~Server() {
@@ -160,9 +165,64 @@ void Server::run_epoll() {
   }
 }
 
+// One of several. `ready` is closed once it can be called.
+[[noreturn]] void serve_beside_others(const ServeOptions& options, pid_t parent, Fd ready) {
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  if (getppid() != parent) exit(1);
+  Server server(options);
+  ready = Fd();
+  server.run();
+  exit(0);
+}
+
+class Processes {
+ public:
+  Processes() = default;
+  ~Processes() {
+    for (const pid_t pid : pids_) kill(pid, SIGTERM);
+    for (const pid_t pid : pids_) waitpid(pid, nullptr, 0);
+  }
+  Processes(const Processes&) = delete;
+  Processes& operator=(const Processes&) = delete;
+
+  /// Returns when all of them can be called.
+  void start(const ServeOptions& options) {
+    std::array<int, 2> ends = {};
+    if (pipe2(ends.data(), O_CLOEXEC) != 0) fail_errno("pipe2");
+    const Fd all_ready(ends[0]);
+    Fd ready(ends[1]);
+    const pid_t self = getpid();
+    for (unsigned i = 0; i < options.processes; ++i) {
+      const pid_t pid = fork();
+      if (pid < 0) fail_errno("fork");
+      if (pid == 0) serve_beside_others(options, self, std::move(ready));
+      pids_.push_back(pid);
+    }
+    ready = Fd();
+    char byte = 0;
+    while (read(all_ready.get(), &byte, 1) < 0 && errno == EINTR) {
+    }
+  }
+
+ private:
+  std::vector<pid_t> pids_;
+};
+
+void serve_by_processes(ServeOptions options) {
+  const Fd end = end_of_service(options.seconds);
+  const Fd reserved = reserve_port(&options.address);
+  Processes processes;
+  processes.start(options);
+  announce(options.address);
+  pollfd p = {end.get(), POLLIN, 0};
+  while (poll(&p, 1, -1) < 0 && errno == EINTR) {
+  }
+}
+
 }  // namespace
 
 void serve(const ServeOptions& options) {
+  if (options.processes > 1) return serve_by_processes(options);
   Server server(options);
   announce(server.address());
   server.run();

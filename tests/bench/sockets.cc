@@ -57,6 +57,15 @@ void set_no_delay(int fd) {
   if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) fail_errno("setsockopt(TCP_NODELAY)");
 }
 
+// `address` gets the port.
+void bind_to(int fd, Address* address) {
+  KernelAddress k = kernel_address(*address);
+  if (bind(fd, &k.any, k.size) != 0) fail("cannot bind {}: {}", name(*address), strerrordesc_np(errno));
+  if (address->is_unix()) return;
+  if (getsockname(fd, &k.any, &k.size) != 0) fail_errno("getsockname");
+  address->port = ntohs(k.tcp.sin_port);
+}
+
 bool must_wait() { return errno == EAGAIN || errno == EINTR; }
 
 // EINTR is not the end of a blocking call either: a tracer can cause it.
@@ -91,13 +100,22 @@ std::string parse_address(const std::string& text, Address* address) {
 
 Fd listen_on(Address* address) {
   Fd fd = new_socket(*address);
-  KernelAddress k = kernel_address(*address);
-  if (bind(fd.get(), &k.any, k.size) != 0) fail("cannot bind {}: {}", name(*address), strerrordesc_np(errno));
+  bind_to(fd.get(), address);
   if (listen(fd.get(), SOMAXCONN) != 0) fail_errno("listen");
-  if (!address->is_unix()) {
-    if (getsockname(fd.get(), &k.any, &k.size) != 0) fail_errno("getsockname");
-    address->port = ntohs(k.tcp.sin_port);
-  }
+  return fd;
+}
+
+Fd reserve_port(Address* address) {
+  Fd fd = new_socket(*address);
+  const int on = 1;
+  if (setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0) fail_errno("setsockopt(SO_REUSEPORT)");
+  bind_to(fd.get(), address);
+  return fd;
+}
+
+Fd listen_beside_others(Address* address) {
+  Fd fd = reserve_port(address);
+  if (listen(fd.get(), SOMAXCONN) != 0) fail_errno("listen");
   return fd;
 }
 

@@ -41,6 +41,10 @@ std::string parse_address(const std::string& text, Address* address);
 
 /// A listening socket; `address` gets the port. Does not replace a file that is there.
 Fd listen_on(Address* address);
+/// The same on a port that others listen on, too; the kernel deals connections out among them.
+Fd listen_beside_others(Address* address);
+/// A port for that, kept as long as the descriptor is open.
+Fd reserve_port(Address* address);
 /// A connection that waits in line, or nothing when it is gone already. `flags`: SOCK_NONBLOCK or 0.
 Fd accept_from(int listener, const Address& address, int flags);
 Fd connect_to(const Address& address);

@@ -5,7 +5,7 @@ from cells import FREE, MEDIAN_LATENCY, NO_RATIO, ONE_CORE, Cell, Comparison
 from iperf import Iperf
 from modes import BOTH_AND_ONE_END
 from redis_load import Redis
-from traffic import Churn, FixedRate, Grpc, Idle, Many, PingPong, Stream
+from traffic import Churn, FixedRate, Gateway, Grpc, Idle, Many, PingPong, Stream
 from web import H2load, Wrk
 
 HTTP_BODIES = (100, 1000, 10_000, 100_000)
@@ -71,6 +71,7 @@ def many():
     yield Cell("many", "100 busy of 100", Many(100, 100), quick=True)
     yield Cell("many", "100 busy of 10000", Many(10_000, 100))
     yield Cell("many", "100 busy of 1000", Many(1000, 100), quick=True)
+    yield Cell("many", "one client, 100 services", Gateway(100, 200))
 
 
 def idle():

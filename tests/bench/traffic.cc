@@ -62,6 +62,8 @@ void add_serve(CLI::App* app, Request* request) {
   add_cpu(serve, &request->cpu);
   serve->add_option("--bytes", options.bytes, "size of a message (echo, 64), or of the buffer (sink, source: 65536)")
       ->check(CLI::Range(std::size_t{1}, kMaxBytes));
+  serve->add_option("--processes", options.processes, "so many that share a port (TCP), which the kernel deals connections out to")
+      ->check(CLI::Range(1u, 1000u));
   serve->add_option("--seconds", options.seconds, "end by itself after this time")->check(CLI::Range(1u, kMaxServiceSeconds));
 }
 
@@ -117,6 +119,9 @@ void finish_options(const CLI::App& command, Request* request) {
   parse_address(request->address, &request->serve.address);
   request->client.address = request->serve.address;
   if (command.get_name() != "serve") return;
+  if (request->serve.processes > 1 && request->serve.address.is_unix()) {
+    throw CLI::ValidationError("--processes", "a Unix socket has one listener");
+  }
   request->serve.kind = kKinds.at(request->kind);
   if (request->serve.bytes == 0) request->serve.bytes = request->serve.kind == Kind::kEcho ? kEchoBytes : kStreamBytes;
 }

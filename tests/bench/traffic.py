@@ -125,6 +125,17 @@ class Many(Traffic):
         return Result(found["operations_per_second"], operations, 128 * operations, found["latency_us"], found["errors"])
 
 
+class Gateway(Many):
+    """One client that calls many services, all at once: processes that share a port, so that the kernel chooses who gets which connection."""
+
+    def __init__(self, services, connections):
+        super().__init__(connections, connections)
+        self.server_options = ("echo", "--mode", "epoll", "--bytes", 64, "--processes", services)
+
+    def why_not(self, mode):
+        return "the processes share a TCP port" if mode.unix else None
+
+
 class Idle(Traffic):
     """What one more idle connection costs: `connections` of them against one, in both processes together. Where the library is at work,
     only the upgraded ones count."""
