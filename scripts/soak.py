@@ -35,7 +35,9 @@ KINDS = {  # server-client: (the client's program, its way)
 CONNECTIONS = 3  # of a client at a time
 WARM_S, SWEEP_S, MORTAL_S = 6, 2.5, 8
 # Beyond what was there when the process had served its first clients: pairs of peers that died last are collected with the next new one.
-SLACK = {"descriptors": 12, "memfds": 0, "channels": 0, "boards": 4, "shared KiB": 600, "private KiB": 48 << 10}
+# Of descriptors each such peer has left its control channel and the bells of its threads.
+SLACK = {"descriptors": 32, "memfds": 0, "channels": 0, "boards": 4, "shared KiB": 600, "private KiB": 48 << 10}
+STACKS_MAX = 2
 ENDS = {"ECONNRESET", "EPIPE", "EOF", "connect ECONNREFUSED", "connect ECONNRESET"}
 
 
@@ -146,6 +148,7 @@ class Soak:
         self.injected = collections.Counter()
         self.reports, self.losses, self.hangs = [], [], {}
         self.clients, self.resting = [], collections.Counter()
+        self.looking = []
         self.paused, self.pauses, self.limited = {}, collections.defaultdict(list), {}
         self.servers = {}
         for kind in ("nginx", "redis", "python", "node"):
@@ -283,16 +286,28 @@ class Soak:
 
     def note_hang(self, client, report):
         stopped = [i for name, intervals in self.pauses.items() if name == client.kind or name.startswith(client.server_kind) for i in intervals]
+        stopped += self.looking
         stopped += [(begin, report["t1"]) for name, (_, begin, _) in self.paused.items() if name == client.kind or name.startswith(client.server_kind)]
         if report["t1"] - report["t0"] - overlap(report["t0"], report["t1"], stopped) <= self.args.hang_seconds:
             return
         key = (report["pid"], report["t0"])
         if key not in self.hangs:
-            servers = [pid for s in self.servers.values() if s.kind == client.server_kind for pid in family(s.proc.pid)]
-            self.loss(f"{client.proc.name}: {report['hang']} hung, pid {report['pid']}\n{harness.stacks([report['pid'], *servers])}")
+            self.hangs[key] = report
+            self.loss(f"{client.proc.name}: {report['hang']} hung, pid {report['pid']}\n{self.look_at(client, report['pid'])}")
         elif report.get("ended"):
             print(f"  … and returned after {report['t1'] - report['t0']:.1f} s", flush=True)
         self.hangs[key] = report
+
+    def look_at(self, client, pid):
+        """The stacks of whoever has to do with it, of the first hangs. Everybody waits meanwhile."""
+        if len(self.looking) >= STACKS_MAX:
+            return ""
+        self.resume(all_of_them=True)
+        begin = time.monotonic()
+        servers = [p for s in self.servers.values() if s.kind == client.server_kind for p in family(s.proc.pid)]
+        text = harness.stacks([pid, *servers])
+        self.looking.append((begin, time.monotonic() + self.args.hang_seconds))
+        return text
 
     def check_end(self, client):
         code = client.proc.popen.returncode

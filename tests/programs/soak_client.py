@@ -17,7 +17,7 @@ import time
 
 from soak_lib import HEADER, PERIOD, Helper, Plain, Stream, Table, Watch, Wrong, end_of, hand_over, receive_all, say, send_all
 
-OPS = ["fdopen", "dup", "pass", "fork", "abort", None, None, None, None, None]
+OPS = os.environ["SOAK_OPS"].split(",") if "SOAK_OPS" in os.environ else ["fdopen", "dup", "pass", "fork", "abort", *[None] * 5]
 
 
 class NotServed(Exception):
