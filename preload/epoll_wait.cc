@@ -16,6 +16,7 @@ namespace {
 
 constexpr std::uint32_t kCallsBeforeKernel = 16;
 constexpr std::uint64_t kCyclesBeforeKernel = 200000;  // about 100 microseconds at 2 GHz
+constexpr std::uint64_t kCyclesBeforeSpace = 100000000;  // about 50 milliseconds
 constexpr int kOwnEventsRounds = 64;
 
 int collect(EpollSet* set, epoll_event* events, int max) {
@@ -54,6 +55,16 @@ int ask_kernel(EpollSet* set, epoll_event* events, int max, const sigset_t* mask
 
 bool kernel_due(const EpollSet* set) {
   return set->kernel_has_more || set->calls_since_kernel >= kCallsBeforeKernel || __rdtsc() - set->kernel_asked_tsc > kCyclesBeforeKernel;
+}
+
+// Looks again at full rings and at the sets in this one: nothing came in time, or only from others.
+void look_at_quiet(EpollSet* set) {
+  if (!set->wants_space && set->links.load_relaxed() == 0) return;  // relaxed: a hint
+  const LockGuard guard(set->lock);
+  set->wants_space = false;
+  set->space_looked_tsc = __rdtsc();
+  push_members_without_space(set);
+  push_links(set);
 }
 
 bool bits_waiting(EpollSet* set) {
@@ -157,15 +168,6 @@ int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeo
   return n;
 }
 
-// Nothing came in time: looks again at full rings and at the sets in this one.
-void look_at_quiet(EpollSet* set) {
-  if (!set->wants_space && set->links.load_relaxed() == 0) return;  // relaxed: a hint
-  const LockGuard guard(set->lock);
-  set->wants_space = false;
-  push_members_without_space(set);
-  push_links(set);
-}
-
 // Arms, looks again, sleeps. Returns as epoll_wait(2); 0 with *again: nothing for the program yet.
 int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call, bool* again) {
   *again = true;
@@ -213,6 +215,7 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
   for (;;) {
     enter_set(set);
     const bool due = asked || timeout_ns == 0 || kernel_due(set);
+    if (due && set->wants_space && __rdtsc() - set->space_looked_tsc > kCyclesBeforeSpace) look_at_quiet(set);
     // Whichever filled the whole array last time goes second now: neither the kernel's descriptors nor the rings starve.
     int n = due && set->rings_first ? collect(set, events, maxevents) : 0;
     const bool rings_went_first = n > 0;

@@ -23,8 +23,9 @@ bool is_internet(int family) { return family == AF_INET || family == AF_INET6; }
 
 void track(int fd, State state, bool connector, bool nonblocking) {
   if (process().settings.disabled) return;
+  const ErrnoSaver keep;
   Stream* s = make_stream(state);
-  if (s == nullptr) return;
+  if (s == nullptr) return count_plain(Reason::kNoMemory);
   s->connector = connector;
   s->nonblocking.store_relaxed(nonblocking);
   enter_stream(fd, s);

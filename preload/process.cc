@@ -11,6 +11,7 @@
 
 #include "preload/fault_report.h"
 #include "preload/fork.h"
+#include "preload/allowance.h"
 #include "preload/log.h"
 #include "shm/layout.h"
 #include "shm/pkey.h"
@@ -74,7 +75,9 @@ bool reserve_range() {
   const std::size_t usual = channel_bytes(Settings().ring_bytes);  // what a peer with default settings will offer
   if (largest < usual) largest = usual;
   if (largest < sizeof(Board)) largest = sizeof(Board);
-  return g_process.guard.range().reserve(real().sys, largest + kPage, kStreamSlots);
+  // Rings that fill up must not take the memory, nor the reservation the addresses, that the program's limits are meant for.
+  const std::uint64_t fits = share_of_limits() / largest;
+  return g_process.guard.range().reserve(real().sys, largest + kPage, fits < kStreamSlots ? fits : kStreamSlots);
 }
 
 }  // namespace

@@ -288,14 +288,18 @@ void answer_freeze(Stream* s) {
 namespace {
 
 bool try_answer_freeze(int fd, Stream* s) {
+  bool returned = false;
   {
     const TransferLock lock(fd, s, TransferLock::kSend);
     if (lock.reentered()) return true;
     if (!lock.held()) return false;
     if (s->core == nullptr) return true;
     // Nobody may have asked: then a later wish is still to be answered.
-    if (asked_for(s) ? give_back(fd, s) : nothing_to_answer(s)) s->answered.store_relaxed(1);  // relaxed: a hint
+    returned = asked_for(s) && give_back(fd, s);
+    if (returned || nothing_to_answer(s)) s->answered.store_relaxed(1);  // relaxed: a hint
   }
+  // Members that waited for room in the ring wait for TCP's now, which may have it: of room that was there all along no edge tells.
+  if (returned) refresh_members(s);
   if (s->stalled.exchange(0) != 0) {
     count_plain(Reason::kStalled);
     const TransferLock lock(fd, s, TransferLock::kReceive);

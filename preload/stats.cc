@@ -88,6 +88,13 @@ Atomic<std::uint32_t> g_written_by;  // a pid: the child of a fork writes its ow
 
 }  // namespace
 
+void count_plain(Reason reason) {
+  const auto i = static_cast<unsigned>(reason);
+  process().counters.plain[i].fetch_add(1);
+  log(LogLevel::kInfo, FMT_COMPILE("a connection stays on TCP [{}]: {} {}"), kReasonTexts[i].slug, kReasonTexts[i].sentence,
+      kReasonTexts[i].remedy);
+}
+
 void write_stats_before_exec() {
   // Children that only become another program have nothing to tell.
   if (process().generation.load_relaxed() == 0) write_stats();  // relaxed: changes by fork only

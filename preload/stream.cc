@@ -158,7 +158,7 @@ void close_managed(int fd, Stream* s) {
 }
 
 // What TCP's close must look like to the peer, then the end of the object. fd -1: the kernel has closed it already.
-void end_stream(int fd, Stream* s) {
+__attribute__((cold)) void end_stream(int fd, Stream* s) {
   const ErrnoSaver keep;
   s->step_lock.lock();  // no upgrade step is under way, and none begins: the table no longer knows the stream
   detach_members(s);
@@ -283,14 +283,9 @@ int fd_of(Stream* s) {
 void enter_stream(int fd, Stream* stream) {
   stream->fds.fetch_add(1);
   stream->last_fd.store_relaxed(static_cast<std::uint32_t>(fd));  // relaxed: a hint
-  if (!fd_table().set_stream(fd, stream)) free_stream(stream);
-}
-
-void count_plain(Reason reason) {
-  const auto i = static_cast<unsigned>(reason);
-  process().counters.plain[i].fetch_add(1);
-  log(LogLevel::kInfo, FMT_COMPILE("a connection stays on TCP [{}]: {} {}"), kReasonTexts[i].slug, kReasonTexts[i].sentence,
-      kReasonTexts[i].remedy);
+  if (fd_table().set_stream(fd, stream)) return;
+  count_plain(fd < FdTable::kMaxFd ? Reason::kNoMemory : Reason::kLimit);
+  free_stream(stream);
 }
 
 void make_plain(Stream* stream, Reason reason) {

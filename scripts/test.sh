@@ -47,6 +47,7 @@ run_suite() {
 }
 run_suite model scripts/model.sh ${full_option:+"$full_option"}
 run_suite pku scripts/pku-legs.sh ${full_option:+"$full_option"} ${install_option:+"$install_option"}
+[ "$full" = 1 ] && run_suite soak scripts/soak.sh --minutes 2
 run_suite conformance scripts/conformance.sh --build "$build" ${quick_option:+"$quick_option"}
 
 marks="not slow and not beyond"

@@ -23,6 +23,7 @@ class GuardedRange {
   // Maps `private_bytes` of anonymous memory (shared with forked children only), then `bytes` of `fd`, into a free slot,
   // as PROT_NONE; the guard opens or tags it. Null with errno: no slot (ENOMEM) or mmap failed.
   unsigned char* map(const SystemCalls& sys, std::size_t private_bytes, int fd, std::size_t bytes);
+  // Where the process has no mapping left (vm.max_map_count), the slot stays as it is until a later map() can free it.
   void unmap(const SystemCalls& sys, unsigned char* address);
 
   // Whether [address, address + length) touches the range. A huge length counts as touching, none does not (the kernel looks at no byte then).
@@ -36,7 +37,12 @@ class GuardedRange {
   void protect_all(const SystemCalls& sys, int prot);
 
  private:
+  static constexpr std::uint32_t kLeftBehind = std::uint32_t{1} << 31;  // in mapped_pages_: unmap() failed
+
   std::size_t find_free();
+  bool release(const SystemCalls& sys, std::size_t slot, std::uint32_t pages);
+  void release_left_behind(const SystemCalls& sys);
+  unsigned char* address_of(std::size_t slot) const;
 
   Atomic<std::uintptr_t> base_;
   std::size_t slot_bytes_ = 0;
@@ -44,6 +50,7 @@ class GuardedRange {
   std::size_t total_ = 0;
   Atomic<std::uint64_t> taken_[kSlotsMax / 64] = {};
   Atomic<std::uint32_t> mapped_pages_[kSlotsMax] = {};
+  Atomic<std::uint32_t> left_behind_;
 };
 
 }  // namespace mpklink

@@ -108,6 +108,27 @@ TEST_CASE("guarded range: slots, guard pages, and what touches it", "[guard]") {
   close(fd);
 }
 
+TEST_CASE("guarded range: a slot that could not be unmapped is free again after the next map", "[guard]") {
+  static bool no_mapping_left = false;
+  SystemCalls calls = sys();
+  calls.mmap = [](void* at, size_t bytes, int prot, int flags, int fd, off_t offset) {
+    return no_mapping_left ? MAP_FAILED : sys().mmap(at, bytes, prot, flags, fd, offset);
+  };
+  constexpr std::size_t kCount = 16;
+  auto range = std::make_unique<GuardedRange>();
+  REQUIRE(range->reserve(calls, kPage, kCount));
+  const int fd = make_segment(sys(), "test", kPage);
+  unsigned char* first = range->map(calls, 0, fd, kPage);
+  REQUIRE(first != nullptr);
+  no_mapping_left = true;
+  range->unmap(calls, first);
+  REQUIRE(range->map(calls, 0, fd, kPage) == nullptr);
+  no_mapping_left = false;
+  for (std::size_t i = 0; i < kCount; ++i) REQUIRE(range->map(calls, 0, fd, kPage) != nullptr);
+  REQUIRE(range->map(calls, 0, fd, kPage) == nullptr);
+  close(fd);
+}
+
 TEST_CASE("guarded range: reservation shrinks to what the process may have", "[guard]") {
   static int refusals;
   refusals = 3;
