@@ -48,7 +48,8 @@ corpus=$PWD/tests/fuzz/corpus
 found=$PWD/build-fuzz/found
 grown=$PWD/build-fuzz/corpus
 # Leaks: what is left at the end is the harness's own.
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:symbolize=$([ "$engine" = afl ] && echo 0 || echo 1)
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:symbolize=1
+[ "$engine" = libfuzzer ] || ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:symbolize=0 # AFL++ insists
 export UBSAN_OPTIONS=print_stacktrace=1:symbolize=1
 limits=(-timeout=20 -rss_limit_mb=3000 -max_len=500 -len_control=0 -print_final_stats=1)
 
@@ -65,6 +66,8 @@ build_targets() {
   AFL_QUIET=1 ninja -C "$dir" "${names[@]/%/_fuzz}" >"$log" 2>&1 || { tail -n 40 "$log"; return 1; }
 }
 
+inputs_found() { find "$found/$1" -type f; }
+
 run_libfuzzer() {
   local target=$1 log=$found/$1.log
   "$build/tests/fuzz/${target}_fuzz" "${limits[@]}" -max_total_time="$seconds" -artifact_prefix="$found/$target/" \
@@ -72,20 +75,21 @@ run_libfuzzer() {
   local code=$?
   grep -aoE '(cov|ft|corp): [0-9]+' <(grep -a '^#' "$log" | tail -n 1) | tr '\n' ' '
   grep -aoE 'number_of_executed_units: [0-9]+' "$log"
-  return $code
+  return "$code"
 }
 
 run_afl() {
   local target=$1 log=$found/$1.log out=$build/out/$1
   rm -rf "$out"
+  mkdir -p "$build/out"
   AFL_NO_UI=1 AFL_QUIET=1 AFL_SKIP_CPUFREQ=1 AFL_NO_AFFINITY=1 AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1 AFL_HANG_TMOUT=20000 \
     afl-fuzz -V "$seconds" -t 5000 -m none -i "$corpus/$target" -o "$out" -- "$build/tests/fuzz/${target}_fuzz" >"$log" 2>&1
   local code=$?
   grep -E '^(execs_done|edges_found|total_edges|corpus_count|stability)' "$out/default/fuzzer_stats" | tr -s ' \n' ' '
   echo
   cp "$out"/default/queue/id* "$grown/$target/" 2>/dev/null
-  cp "$out"/default/crashes/id* "$out"/default/hangs/id* "$found/$target/" 2>/dev/null && return 1
-  return $code
+  cp "$out"/default/crashes/id* "$out"/default/hangs/id* "$found/$target/" 2>/dev/null
+  [ -z "$(inputs_found "$target")" ] && return "$code"
 }
 
 # fuzz TARGET: a line, and what was said when it failed
@@ -98,7 +102,7 @@ fuzz() {
   else
     echo "FAILED  $target: $said"
     grep -aE 'does not hold|ERROR|SUMMARY|runtime error|^ *#[0-9]+ .* in mpklink' "$found/$target.log" | head -n 20
-    ls "$found/$target"/* 2>/dev/null | sed "s|^|again: $build/tests/fuzz/${target}_fuzz |"
+    inputs_found "$target" | sed "s|^|again: $build/tests/fuzz/${target}_fuzz |"
     return 1
   fi
 }
@@ -121,14 +125,14 @@ prove() {
       echo "FAILED  $target:$why: the change does not fit the code any more"
       failed=$((failed + 1))
     else
-      started=$(date +%s.%N)
+      started=$SECONDS
       fuzz "$target" >"$tree/said"
       code=$?
       if [ "$code" = 0 ]; then
         echo "FAILED  $target:$why: not found in $seconds s"
         failed=$((failed + 1))
       else
-        printf 'passed  %s:%s: found after %.1f s: %s\n' "$target" "$why" "$(echo "$(date +%s.%N) - $started" | bc)" "$(sed -n 2p "$tree/said" | cut -c 1-140)"
+        echo "passed  $target:$why: found after $((SECONDS - started)) s: $(sed -n 2p "$tree/said" | cut -c 1-140)"
         passed=$((passed + 1))
       fi
     fi
@@ -142,7 +146,7 @@ prove() {
 mkdir -p "$found" "$grown"
 build_targets "$PWD" "$build" "${targets[@]}" || exit 1
 
-export -f fuzz run_libfuzzer run_afl
+export -f fuzz run_libfuzzer run_afl inputs_found
 export corpus found grown build engine seconds
 export limits_text="${limits[*]}"
 results=$(mktemp -d) || exit 1
@@ -155,7 +159,7 @@ failed=$(find "$results" -name '*.failed' | wc -l)
 
 if [ "$merge" = 1 ]; then
   for target in "${targets[@]}"; do
-    "$PWD/build-fuzz/tests/fuzz/${target}_fuzz" -merge=1 -max_len=500 "$corpus/$target" "$grown/$target" >"$found/$target.merge" 2>&1
+    "$PWD/build-fuzz/tests/fuzz/${target}_fuzz" -merge=1 -use_counters=0 -max_len=500 "$corpus/$target" "$grown/$target" >"$found/$target.merge" 2>&1
   done
 fi
 echo "$((${#targets[@]} - failed)) passed, $failed failed"
