@@ -20,9 +20,9 @@ namespace {
 SpinLock g_pairs_lock;
 Pair* g_pairs[kPairsMax];
 
-// Reads every bell that has arrived. pair->lock held.
+// Reads the bells that have arrived; no more than there are pollers, or a peer that sends and sends would hold us here. pair->lock held.
 void drain_control(Pair* pair) {
-  for (;;) {
+  for (std::uint32_t n = 0; n < kPollers; ++n) {
     BellMessage message = {};
     int fds[kMessageFdsMax];
     int count = 0;
@@ -58,9 +58,9 @@ void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
 
 bool peer_gone(const Pair* pair) {
   if (pair->control_fd < 0) return pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-  char byte = 0;
-  const ssize_t n = quiet().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return n == 0 || (n < 0 && errno != EAGAIN);
+  // Not by a read: what it sent before it died may be unread, and would hide its end.
+  pollfd end = {pair->control_fd, 0, 0};
+  return quiet().poll(&end, 1, 0) == 1 && (end.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
 }
 
 SpinLock& pairs_lock() { return g_pairs_lock; }

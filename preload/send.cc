@@ -155,6 +155,7 @@ Route put_and_wake(const Call& c, const Window& from, std::size_t want) {
   Wakeups wakeups;
   Route route = put_in_ring(c.s, from, want, &wakeups);
   for (int i = 0; route.bells_missing; ++i) {  // again: another waiter may have come in between
+    if (i > kWaitersRaceMax) return route.lied = true, route;  // the ring was frozen for a bell that is lost, and the peer took that back
     if (!fetch_bells(c.s) || i == kWaitersRaceMax) c.s->bells_lost.store_relaxed(1);  // relaxed: under the send lock
     route = put_in_ring(c.s, from, want, &wakeups);
   }

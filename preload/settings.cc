@@ -7,6 +7,15 @@
 namespace mpklink {
 namespace {
 
+// Digits, of a number of at most `max`; *at behind them.
+bool read_number(const char** at, unsigned long max, unsigned long* out) {
+  if (**at < '0' || **at > '9') return false;
+  char* end = nullptr;
+  *out = std::strtoul(*at, &end, 10);
+  *at = end;
+  return *out <= max;
+}
+
 struct Parser {
   const char* (*get)(const char*);
   void (*complain)(const char*, const char*, const char*);
@@ -31,18 +40,16 @@ struct Parser {
   }
 
   bool number(const char* name, const char* text, unsigned long max, unsigned long* out, const char* expected) const {
-    char* end = nullptr;
-    const unsigned long parsed = std::strtoul(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end != '\0' || parsed > max) {
-      complain(name, text, expected);
-      return false;
-    }
-    *out = parsed;
-    return true;
+    const char* at = text;
+    const bool good = read_number(&at, max, out) && *at == '\0';
+    if (!good) complain(name, text, expected);
+    return good;
   }
 };
 
 constexpr std::uint64_t kRingMaxKib = 65536;
+constexpr unsigned long kPortMax = 65535;
+constexpr unsigned long kUidMax = 0xfffffffe;  // above it is nobody's: (uid_t)-1
 
 std::uint64_t power_of_two_at_least(std::uint64_t n) {
   std::uint64_t p = 8;
@@ -55,16 +62,12 @@ void parse_ring(const Parser& parser, Settings* settings) {
   static const char kExpected[] = "a size in KiB from 1 to 65536, or in bytes as in 64B";
   const char* text = parser.value("MPKLINK_RING_KIB");
   if (text == nullptr) return;
-  char digits[16] = "";
-  const std::size_t n = std::strlen(text);
-  const bool bytes = n > 1 && n < sizeof digits && text[n - 1] == 'B';
-  if (bytes) std::memcpy(digits, text, n - 1);
   unsigned long parsed = 0;
-  if (!parser.number("MPKLINK_RING_KIB", bytes ? digits : text, bytes ? kRingMaxKib * 1024 : kRingMaxKib, &parsed,
-                     kExpected)) {
-    return;
-  }
-  if (parsed == 0) {
+  const char* at = text;
+  bool good = read_number(&at, kRingMaxKib * 1024, &parsed) && parsed != 0;
+  const bool bytes = *at == 'B';
+  good = good && at[bytes] == '\0' && (bytes || parsed <= kRingMaxKib);
+  if (!good) {
     parser.complain("MPKLINK_RING_KIB", text, kExpected);
     return;
   }
@@ -90,16 +93,15 @@ void parse_peers(const Parser& parser, Settings* settings) {
   std::size_t count = 0;
   const char* at = text;
   while (count < Settings::kListMax) {
-    char* end = nullptr;
-    if (*at < '0' || *at > '9') break;
-    settings->peer_uids[count++] = static_cast<std::uint32_t>(std::strtoul(at, &end, 10));
-    if (*end == '\0') {
+    unsigned long uid = 0;
+    if (!read_number(&at, kUidMax, &uid)) break;
+    settings->peer_uids[count++] = static_cast<std::uint32_t>(uid);
+    if (*at == '\0') {
       settings->peer_uid_count = count;
       settings->peers = PeerPolicy::kList;
       return;
     }
-    if (*end != ',') break;
-    at = end + 1;
+    if (*at++ != ',') break;
   }
   // Not understood: the stricter reading. A typo in a list of users must not let more users in than were meant.
   settings->peers = PeerPolicy::kSameUid;
@@ -115,23 +117,17 @@ void parse_ports(const Parser& parser, Settings* settings) {
   for (const char* at = text; count < Settings::kListMax;) {
     const bool allow = *at != '!';
     if (!allow) ++at;
-    char* end = nullptr;
-    if (*at < '0' || *at > '9') break;
-    const unsigned long first = std::strtoul(at, &end, 10);
+    unsigned long first = 0;
+    if (!read_number(&at, kPortMax, &first)) break;
     unsigned long last = first;
-    if (*end == '-') {
-      at = end + 1;
-      if (*at < '0' || *at > '9') break;
-      last = std::strtoul(at, &end, 10);
-    }
-    if (first > last || last > 65535) break;
+    if (*at == '-' && !read_number(&++at, kPortMax, &last)) break;
+    if (first > last) break;
     settings->ports[count++] = {static_cast<std::uint16_t>(first), static_cast<std::uint16_t>(last), allow};
-    if (*end == '\0') {
+    if (*at == '\0') {
       settings->port_count = count;
       return;
     }
-    if (*end != ',') break;
-    at = end + 1;
+    if (*at++ != ',') break;
   }
   parser.complain("MPKLINK_PORTS", text, kExpected);
 }

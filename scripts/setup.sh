@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Installs what is needed to build, test and measure on Debian 12. Does nothing, quickly, when all of it is there.
-# Usage: scripts/setup.sh [--quiet] [--bench]    (--bench: also what only scripts/bench.sh needs)
+# Usage: scripts/setup.sh [--quiet] [--bench] [--afl]    (also what only scripts/bench.sh, or scripts/fuzz.sh --engine afl, needs)
 set -euo pipefail
 
 packages=(
@@ -117,7 +117,8 @@ main() {
     case $argument in
       --quiet | -q) quiet=true ;;
       --bench) packages+=("${bench_packages[@]}") ;;
-      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench]"; exit 2 ;;
+      --afl) packages+=(afl++) ;;
+      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench] [--afl]"; exit 2 ;;
     esac
   done
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

@@ -46,10 +46,10 @@ unsigned char* Guard::map(const SystemCalls& sys, std::size_t private_bytes, int
   if (mode == GuardMode::kMprotect) lock_pages();
   unsigned char* at = range_.map(sys, private_bytes, fd, bytes);
   if (at != nullptr) {
-    int failed = 0;
     const int access = PROT_READ | PROT_WRITE;
-    if (mode == GuardMode::kPkey) failed = tag_pages(at, private_bytes + bytes, pkey_);
-    if (mode == GuardMode::kOff || pages_open_ > 0) failed = sys.mprotect(at, private_bytes + bytes, access);
+    // In every mode here, and not at the first touch: a peer's memory may be such that it cannot be written (F_SEAL_FUTURE_WRITE).
+    int failed = mode == GuardMode::kPkey ? tag_pages(at, private_bytes + bytes, pkey_) : sys.mprotect(at, private_bytes + bytes, access);
+    if (failed == 0 && mode == GuardMode::kMprotect && pages_open_ == 0) failed = sys.mprotect(at, private_bytes + bytes, PROT_NONE);
     if (failed != 0) {
       range_.unmap(sys, at);
       at = nullptr;
