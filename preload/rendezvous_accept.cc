@@ -180,9 +180,10 @@ void acceptor_accept(int fd, Stream* s) {
     return;
   }
   Reason why = Reason::kPeerUid;
-  if (!peer_allowed(addresses, hidden, s, &why)) {
+  if (!peer_allowed(fd, addresses, hidden, s, &why)) {
     close_hidden(hidden);
     // A stranger got there first; the true peer may still come.
+    s->refused = static_cast<std::uint32_t>(why) + 1;
     retry_or_give_up(s, why);
     return;
   }

@@ -106,7 +106,7 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
 }  // namespace
 
 // Nobody there is the usual case of a peer without the library, tried some ten times a connection: as few calls as it takes.
-void connector_meet(Stream* s, const Addresses& addresses) {
+void connector_meet(int fd, Stream* s, const Addresses& addresses) {
   s->rendezvous_step = kMeet;
   sockaddr_un name = {};
   const socklen_t size = rendezvous_name(addresses, true, &name);
@@ -131,7 +131,7 @@ void connector_meet(Stream* s, const Addresses& addresses) {
     return;
   }
   Reason why = Reason::kPeerUid;
-  if (!peer_allowed(addresses, s->rendezvous_fd, s, &why)) {
+  if (!peer_allowed(fd, addresses, s->rendezvous_fd, s, &why)) {
     give_up(s, why);
     return;
   }
@@ -143,7 +143,7 @@ void connector_meet(Stream* s, const Addresses& addresses) {
 void connector_meet_again(int fd, Stream* s) {
   Addresses addresses;
   if (addresses_of(fd, &addresses)) {
-    connector_meet(s, addresses);
+    connector_meet(fd, s, addresses);
   } else {
     give_up(s, Reason::kPeerAbsent);
   }

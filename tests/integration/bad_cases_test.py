@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Death, stopping and shortage: what TCP would have delivered arrives, then TCP's end or error; nothing hangs, nothing crashes."""
 
-import functools
 import os
 import re
 import signal
@@ -11,11 +10,10 @@ import time
 
 import pytest
 
-from harness import CLIENT, PYTHON, SCRIPTS, SERVER, Bench, Combo, eventually, free_port
+from harness import CLIENT, PYTHON, SCRIPTS, SERVER, Bench, Combo, eventually
 from servers import Nginx
 
 neither_and_both = pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.BOTH], ids=lambda c: c.value)
-only_both = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
 ENDS = {"EOF", "ECONNRESET", "EPIPE"}
 OTHER = {CLIENT: SERVER, SERVER: CLIENT}
@@ -419,92 +417,6 @@ def test_few_descriptors_left(bench, side):
     if bench.combo is Combo.BOTH:
         stats = bench.stats(side)
         assert stats.upgraded > 0, f"23 descriptors must be enough\n{stats}"
-
-
-# ---- somebody else on the name -------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache
-def discover_name() -> str:
-    """How the rendezvous of a connection is called, with {connector} and {acceptor} for the two ports: seen in /proc/net/unix
-    while a preloaded server waits for a peer that never comes."""
-    bench = Bench(Combo.SERVER)
-    try:
-        server = bench.start([bench.program("echo_threads"), "server", "--connections=1"], SERVER, name="server")
-        port, source = server.port(), free_port()
-        client = bench.start(
-            [bench.program("echo_threads"), "client", f"--port={port}", f"--source-port={source}", "--connections=1", "--pause-at=6"],
-            CLIENT, name="client", stdin=subprocess.PIPE,
-        )  # fmt: skip
-        client.wait_line("^PAUSED$")
-        with open("/proc/net/unix", encoding="latin-1") as file:
-            names = re.findall(r"@(mpklink/\S*)", file.read())
-        client.stdin.write(b"\n")
-        client.stdin.close()
-        bench.succeed(client)
-        bench.succeed(server)
-        ours = [n for n in names if f":{source}" in n and f":{port}" in n]
-        assert len(ours) == 1, f"want one name with the ports {source} and {port}, see {names}"
-        return ours[0].replace(f":{source}", ":{connector}").replace(f":{port}", ":{acceptor}")
-    finally:
-        bench.cleanup()
-
-
-@pytest.mark.no_ring
-@only_both
-@pytest.mark.parametrize("uid", [0, 12345], ids=["same-uid", "other-uid"])
-@pytest.mark.parametrize("mode", ["bind", "listen", "close", "garbage", "flood"])
-def test_name_taken(bench, mode, uid):
-    """Somebody has bound the name before: he is not believed, the stream stays on TCP and says why."""
-    if os.getuid() != 0 and uid != 0:
-        pytest.skip("needs root")
-    template = discover_name()
-    options = ["--connections=1", "--rounds=200", "--max-size=2000"]
-    server = bench.start([bench.program("echo_threads"), "server", *options], SERVER, name="server")
-    port, source = server.port(), free_port()
-    squatter = bench.start(
-        [PYTHON, SCRIPTS / "squatter.py", mode, template.format(connector=source, acceptor=port)], name="squatter", uid=uid or None
-    )
-    squatter.wait_line("^READY$")
-    client = bench.start(
-        [bench.program("echo_threads"), "client", f"--port={port}", f"--source-port={source}", *options], CLIENT, name="client"
-    )
-    bench.succeed(client)
-    bench.succeed(server)
-    assert squatter.running(), squatter.output()
-    squatter.send_signal(signal.SIGKILL)
-    squatter.wait()
-    bench.assert_fell_back()
-
-
-@pytest.mark.no_ring
-@pytest.mark.parametrize("combo", [Combo.SERVER], ids=["server"])
-@pytest.mark.parametrize("uid", [0, 12345], ids=["same-uid", "other-uid"])
-@pytest.mark.parametrize("mode", ["connect", "connect-garbage", "connect-close", "connect-flood"])
-def test_stranger_connects(bench, mode, uid):
-    """Somebody else connects to the acceptor's name and talks nonsense: the stream does not notice."""
-    if os.getuid() != 0 and uid != 0:
-        pytest.skip("needs root")
-    template = discover_name()
-    server = bench.start([bench.program("echo_threads"), "server", "--connections=1"], SERVER, name="server")
-    port, source = server.port(), free_port()
-    client = bench.start(
-        [bench.program("echo_threads"), "client", f"--port={port}", f"--source-port={source}", "--connections=1", "--pause-at=6"],
-        CLIENT, name="client", stdin=subprocess.PIPE,
-    )  # fmt: skip
-    client.wait_line("^PAUSED$")
-    squatter = bench.start(
-        [PYTHON, SCRIPTS / "squatter.py", mode, template.format(connector=source, acceptor=port)], name="squatter", uid=uid or None
-    )
-    squatter.wait_line("^READY$")
-    client.stdin.write(b"\n")
-    client.stdin.close()
-    bench.succeed(client)
-    bench.succeed(server)
-    squatter.send_signal(signal.SIGKILL)
-    squatter.wait()
-    bench.assert_not_used(SERVER)
-    bench.assert_gates()
 
 
 # ---- whole servers -------------------------------------------------------------------------------------------------------
