@@ -8,6 +8,7 @@
 #include "preload/pollers.h"
 #include "preload/rendezvous_step.h"
 #include "shm/segment.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -118,6 +119,7 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
     settle_plain(s, reason);
     return;
   }
+  STOP_POINT("channel-mapped");
   read_options(fd, s);
   const bool managed_all = manage_members(s);
   if (!managed_all || !say_accepted(s)) {
@@ -125,6 +127,7 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
     abandon_offer(s, offer.new_pair != 0, managed_all ? Reason::kShortLived : Reason::kLimit);
     return;
   }
+  STOP_POINT("accepted-said");
   if (offer.new_pair) {
     s->rendezvous_fd = -1;  // the pair's control channel now
   } else {
@@ -152,6 +155,7 @@ void acceptor_listen(Stream* s, const Addresses& addresses) {
     give_up(s, errno == EADDRINUSE ? Reason::kNameTaken : reason_of(errno));
     return;
   }
+  STOP_POINT("listening");
   s->rendezvous_step = kAccept;
   s->tries = 0;
   next_try_in(s, 1);
@@ -202,6 +206,7 @@ void acceptor_accept(int fd, Stream* s) {
     give_up(s, reason_of(errno));
     return;
   }
+  STOP_POINT("hello-sent");
   s->rendezvous_step = kTake;
   s->tries = 0;
   next_try_in(s, 1);
@@ -224,6 +229,7 @@ void acceptor_take(int fd, Stream* s) {
     }
     return;
   }
+  STOP_POINT("offer-taken");
   if (offer_is_sane(offer, count)) {
     take_offer(fd, s, offer, fds);
   } else {

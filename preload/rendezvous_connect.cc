@@ -7,6 +7,7 @@
 #include "preload/pollers.h"
 #include "preload/rendezvous_step.h"
 #include "shm/segment.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -135,6 +136,7 @@ void connector_meet(int fd, Stream* s, const Addresses& addresses) {
     give_up(s, why);
     return;
   }
+  STOP_POINT("peer-met");
   s->rendezvous_step = kHello;
   s->tries = 0;
   next_try_in(s, 1);
@@ -166,6 +168,7 @@ void connector_hello(Stream* s) {
     give_up(s, Reason::kPeerProtocol);
     return;
   }
+  STOP_POINT("hello-read");
   s->peer_id = hello.process;
   s->rendezvous_step = kOffer;
   s->tries = 0;
@@ -203,6 +206,7 @@ void connector_offer(int fd, Stream* s) {
     }
     return;
   }
+  STOP_POINT("channel-made");
   if (known) {
     read_flags(fd, s);
   } else {
@@ -217,6 +221,7 @@ void connector_offer(int fd, Stream* s) {
     abandon_offer(s, board_fd >= 0, managed_all ? reason_of(error) : Reason::kLimit);
     return;
   }
+  STOP_POINT("offer-sent");
   if (board_fd >= 0) s->rendezvous_fd = dup_hidden(s->rendezvous_fd);  // the pair keeps the socket as its control channel
   s->rendezvous_step = kAwaitAccept;
   s->tries = 0;
@@ -231,6 +236,7 @@ void connector_await(int fd, Stream* s) {
     const Gate gate;
     accepted = s->channel->accept_state.load_acquire() == kAccepted;  // SYNC: accepted
   }
+  if (accepted) STOP_POINT("accepted-seen");
   if (accepted) became_shared(s);
   unpin(s);
   if (accepted) {

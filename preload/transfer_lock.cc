@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 
 #include "shm/raw_syscall.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -43,11 +44,15 @@ void TransferLock::await_other_process() {
 
 // False: the other process has it. One that was killed inside has published nothing of its half-done operation, so the lock can be taken over.
 bool TransferLock::lock_processes(Atomic<std::uint32_t>* owner, unsigned tries) {
+  STOP_POINT("process-lock-wanted");
   const std::uint32_t me = thread_id();
   std::uint32_t seen = 0;
   {
     const Gate gate;
-    if (owner->compare_exchange(seen, me)) return shared_owner_ = owner, true;
+    if (owner->compare_exchange(seen, me)) {
+      STOP_POINT("process-lock-held");
+      return shared_owner_ = owner, true;
+    }
   }
   if (tries % kTriesBeforeDoubt != 0) return false;
   const ErrnoSaver keep;

@@ -6,6 +6,7 @@
 
 #include "preload/fd_table.h"
 #include "preload/stream.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 
@@ -27,6 +28,7 @@ class TransferLock {
         return;
       }
       lock_ = lock;
+      STOP_POINT(side == kSend ? "send-locked" : "receive-locked");
       if (__builtin_expect(!s->forked.load_relaxed() || s->core == nullptr, 1)) return;  // relaxed: set with both locks held
       if (lock_processes(side == kSend ? &s->core->send_owner : &s->core->receive_owner, tries)) return;
       // Not waited for with the lock in hand: the handlers of this thread may be what the other process waits for, or its end.
