@@ -141,6 +141,14 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
 
 }  // namespace
 
+bool send_hello(int socket) {
+  HelloMessage hello = {};
+  hello.type = MessageType::kHello;
+  hello.version = kLayoutVersion;
+  hello.process = own_id();
+  return send_message(socket, &hello, sizeof hello, nullptr, 0);
+}
+
 void acceptor_listen(Stream* s, const Addresses& addresses) {
   sockaddr_un name = {};
   const socklen_t size = rendezvous_name(addresses, false, &name);
@@ -198,11 +206,7 @@ void acceptor_accept(int fd, Stream* s) {
   }
   drop_socket(s);  // the name is free again; one connection is all it was for
   s->rendezvous_fd = hidden;
-  HelloMessage hello = {};
-  hello.type = MessageType::kHello;
-  hello.version = kLayoutVersion;
-  hello.process = own_id();
-  if (!send_message(hidden, &hello, sizeof hello, nullptr, 0)) {
+  if (!send_hello(hidden)) {
     give_up(s, reason_of(errno));
     return;
   }
@@ -225,7 +229,8 @@ void acceptor_take(int fd, Stream* s) {
     if (error == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
-      give_up(s, error == EPROTO ? Reason::kPeerProtocol : Reason::kShortLived);
+      const bool other_version = offer.type == MessageType::kHello && offer.version != kLayoutVersion;
+      give_up(s, error != EPROTO ? Reason::kShortLived : other_version ? Reason::kPeerVersion : Reason::kPeerProtocol);
     }
     return;
   }

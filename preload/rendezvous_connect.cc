@@ -164,8 +164,13 @@ void connector_hello(Stream* s) {
     return;
   }
   close_all(none, count);
-  if (count != 0 || hello.type != MessageType::kHello || hello.version != kLayoutVersion) {
+  if (count != 0 || hello.type != MessageType::kHello) {
     give_up(s, Reason::kPeerProtocol);
+    return;
+  }
+  if (hello.version != kLayoutVersion) {
+    send_hello(s->rendezvous_fd);  // so that it knows, too
+    give_up(s, Reason::kPeerVersion);
     return;
   }
   STOP_POINT("hello-read");

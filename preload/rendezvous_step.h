@@ -21,6 +21,7 @@ Reason segment_reason(int error);  // of memory to be shared
 
 ProcessId random_id();
 ProcessId own_id();
+bool send_hello(int socket);
 int unix_socket();  // not hidden yet; -1 with errno
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection, and both sockets of one network namespace.
 bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why);  // *why when not

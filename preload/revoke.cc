@@ -265,6 +265,11 @@ void leave_softly(int fd, Stream* s) {
   path_moved(fd, s);
 }
 
+void ask_for_the_rest(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (lock.held() && s->core != nullptr) call_back(s, false);
+}
+
 void revoke_inheritable(Reason reason) {
   for (int fd = 0; fd <= fd_table().highest(); ++fd) {
     Stream* s = fd_table().stream(fd);

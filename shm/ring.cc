@@ -122,6 +122,15 @@ bool RingConsumer::publish(bool* lied) {
   return false;
 }
 
+void RingConsumer::take_over() {
+  const std::uint64_t own = state_->head.load_relaxed();                     // relaxed: our own word, as in refresh
+  const std::uint64_t written = (peer_->tail.load_acquire() - own) & kPositionMask;  // SYNC: tail published
+  const Untrusted<std::uint64_t> word(mine_->head.load_relaxed() & kPositionMask);   // relaxed: published by this side
+  std::uint64_t published = 0;
+  const auto possible = [&](std::uint64_t v) { return ((v - own) & kPositionMask) <= written && written <= capacity_; };
+  if (word.checked(possible, &published)) state_->head.store_relaxed(published);
+}
+
 bool RingConsumer::take_wish() {
   if (peer_->want_space.load_relaxed() == 0) return false;  // relaxed: behind the fence in publish (SYNC: wish)
   return available_ * 2 <= capacity_ && peer_->want_space.exchange(0) != 0;

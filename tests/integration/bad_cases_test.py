@@ -2,6 +2,7 @@
 """Death, stopping and shortage: what TCP would have delivered arrives, then TCP's end or error; nothing hangs, nothing crashes."""
 
 import os
+import pathlib
 import re
 import signal
 import struct
@@ -135,6 +136,72 @@ def test_killed_after_each_operation(bench, victim, warmup):
         if survivor is server:  # it says what it received, the dead one what it sent
             assert moved >= progress(path), f"operation {n}: {moved} of {progress(path)} accepted bytes, {end}"
     bench.assert_ring(streams=10, min_bytes=20_000, sides=[OTHER[victim]])
+
+
+@pytest.mark.parametrize("side", [CLIENT, SERVER], ids=["client", "server"])
+@pytest.mark.parametrize("flow", ["up", "echo"])
+def test_parent_dies_and_its_child_goes_on(bench, flow, side):
+    """kill -9 of a process whose forked child goes on with the stream: the other end notices nothing."""
+    total, heir = 400_000, ["--heir-at=200000"]
+    server, client = start_pump(
+        bench, heir if side is SERVER else (), heir if side is CLIENT else (), [f"--flow={flow}", f"--bytes={total}", "--chunk=3000"]
+    )
+    parent, other = (client, server) if side is CLIENT else (server, client)
+    parent.finish(-signal.SIGKILL)
+    bench.killed.add(side)
+    warm = 40 * 100
+    assert pump_result(other) == (total + warm, "done" if other is client else "EOF")
+    bench.wait_for_orphans()
+    assert re.search(rf"^RESULT moved={total + warm} end=(done|EOF)$", parent.stdout(), re.M), parent.output()  # the child's words
+    bench.assert_ring(streams=1, min_bytes=100_000, sides=[OTHER[side]])
+
+
+def memory_group(limit):
+    """A control group of this much memory, as a path; None with the reason where there is none to be had."""
+    names = {"memory.limit_in_bytes": "/sys/fs/cgroup/memory", "memory.max": "/sys/fs/cgroup"}
+    why = "no memory controller"
+    for name, root in names.items():
+        group = pathlib.Path(root) / f"mpklink-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError as error:
+            why = str(error)
+            continue
+        try:
+            (group / name).write_text(str(limit))
+            return group, ""
+        except OSError as error:
+            why = str(error)
+            group.rmdir()
+    return None, why
+
+
+@pytest.mark.parametrize("victim", [CLIENT, SERVER], ids=["client", "server"])
+def test_out_of_memory(bench, victim):
+    """The kernel ends a process that has eaten all its control group allows: what it had sent is delivered, then TCP's end."""
+    group, why = memory_group(48 << 20)
+    if group is None:
+        pytest.skip(f"no control group of our own: {why}")
+    try:
+        path = bench.dir / "progress"
+        eat = ["--eat-at=100000", f"--progress={path}"]
+        enter = ["/bin/sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+        options = ["--flow=echo", "--bytes=400000", "--chunk=3000"]
+        prefix = {victim: (enter, eat)}
+        before, more = prefix.get(SERVER, ((), ()))
+        server = bench.start([*before, bench.program("pump"), "server", *options, *more], SERVER, name="server")
+        before, more = prefix.get(CLIENT, ((), ()))
+        client = bench.start([*before, bench.program("pump"), "client", f"--port={server.port()}", *options, *more], CLIENT, name="client")
+        dead, survivor = (client, server) if victim is CLIENT else (server, client)
+        dead.finish(-signal.SIGKILL)
+        bench.killed.add(victim)
+        moved, end = pump_result(survivor)
+        assert end in ENDS, end
+        assert survivor is client or moved >= progress(path), f"{moved} of {progress(path)} accepted bytes, {end}"
+        bench.assert_ring(streams=1, min_bytes=50_000, sides=[OTHER[victim]])
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text(), what="the control group to be empty")
+        group.rmdir()
 
 
 # ---- kill and failure at every system call of the upgrade ----------------------------------------------------------------

@@ -149,9 +149,10 @@ def test_lock_of_the_dead(bench, stopping, point, victim, flow):
     """Parent and child use one end at once, one is killed with whatever locks it holds: the other one loses no time, and no record."""
     records, reached, longest = 1000, 0, 0
     bench.killed |= {CLIENT, SERVER}
-    for passage in (1, 2, 3, 10):
+    for passage, late in [(1, True), (1, False), (2, True), (2, False), (10, False)]:
         n = len(bench.procs)
-        options = [f"--flow={flow}", f"--records={records}"]
+        # A late reader finds a full ring, and of a stream that two processes use that goes back to TCP.
+        options = [f"--flow={flow}", f"--records={records}", f"--late-ms={50 * late}"]
         stop = f"--stop-{victim}={point}:{passage}:{int(signal.SIGKILL)}"
         server = bench.start([bench.program("heirs"), "server", *options, stop], SERVER, name=f"server-{n}")
         client = bench.start([bench.program("heirs"), "client", f"--port={server.port()}", *options], CLIENT, name=f"client-{n}")
@@ -165,9 +166,10 @@ def test_lock_of_the_dead(bench, stopping, point, victim, flow):
             counts = [int(x) for x in re.search(r"^RECORDS (\d+) (\d+)$", got, re.M).groups()]
             assert counts[survivor == "child"] == records, f"{counts}\n{bench.all_output()}"
         if f"DONE {victim}" in text:
-            break
+            continue
         reached += 1
-        longest = max(longest, *(int(us) for us in re.findall(r"^LONGEST_US (\d+)$", text, re.M)))
+        if not late:
+            longest = max(longest, *(int(us) for us in re.findall(r"^LONGEST_US (\d+)$", text, re.M)))
     print(f"{point}: {reached} times, the longest call of the living took {longest / 1000:.1f} ms")
     assert reached >= 2 or point not in SHARED or flow == "up", f"nobody came by {point}"
     assert longest < LOCK_S * 1e6, longest

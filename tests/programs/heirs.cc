@@ -3,6 +3,7 @@
 //
 // `heirs server` is that end. --flow=up: the client sends records and both take them; --flow=down: both send records and the client
 // takes them. A record is 64 bytes: who sends, its number among the sender's, filler. --records=N (of each sender)
+// --late-ms=N: the client begins so much later
 // --stop-parent=SPEC --stop-child=SPEC: what MPKLINK_STOP_AT is in that process from the fork on (shm/stop_point.h)
 // The last lines: "RECORDS <of the parent> <of the child>" (client, down), "LONGEST_US <longest send or recv of a survivor>", EXIT-SUCCESS.
 // A process of the server that ends well says "DONE parent" or "DONE child".
@@ -86,6 +87,7 @@ int main(int argc, char** argv) {
     const int fd = connect_to("127.0.0.1", static_cast<int>(options.number("port", 0)));
     no_delay(fd);
     warm_client(fd);
+    sleep_ms(options.number("late-ms", 0));
     int64_t longest = 0;
     uint32_t next[3] = {};
     if (up) {
