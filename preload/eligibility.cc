@@ -120,20 +120,28 @@ bool eligible(const Stream* s, const Addresses& addresses, Reason* reason) {
   return process().settings.port_allowed(s->connector ? peer.port : local.port);
 }
 
-// TCP_INFO's counters are exact to the byte on Linux 4.19 and later; a received FIN counts as one.
-bool counters_agree(int fd, const Stream* s, Reason* reason) {
+// TCP_INFO's counters are exact to the byte on Linux 4.19 and later.
+bool kernel_bytes(int fd, KernelBytes* bytes) {
   tcp_info info = {};
   int unread = 0;
-  *reason = Reason::kUncounted;
   if (!consistent_info(fd, &info, &unread)) return false;
-  const std::uint64_t sent = info.tcpi_bytes_sent - info.tcpi_bytes_retrans + info.tcpi_notsent_bytes;
-  const std::uint64_t received = info.tcpi_bytes_received - static_cast<std::uint64_t>(unread);
+  constexpr unsigned kBeforeFin = 1u << 1 | 1u << 4 | 1u << 5;  // TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2
+  bytes->sent = info.tcpi_bytes_sent - info.tcpi_bytes_retrans + info.tcpi_notsent_bytes;
+  bytes->received = info.tcpi_bytes_received - static_cast<std::uint64_t>(unread);
+  bytes->fin = (kBeforeFin >> info.tcpi_state & 1) == 0;
+  return true;
+}
+
+bool counters_agree(int fd, const Stream* s, Reason* reason) {
+  KernelBytes kernel = {};
+  *reason = Reason::kUncounted;
+  if (!kernel_bytes(fd, &kernel)) return false;
   const std::uint64_t our_sent = s->tcp_sent.load_acquire();
   const std::uint64_t our_received = s->tcp_received.load_acquire();
-  const bool agree = sent == our_sent && (received == our_received || received == our_received + 1);
+  const bool agree = kernel.sent == our_sent && (kernel.received == our_received || kernel.received == our_received + 1);
   if (!agree) {
-    log(LogLevel::kInfo, FMT_COMPILE("fd {}: the kernel counts {} sent, {} received; we {} and {}"), fd, sent, received, our_sent,
-        our_received);
+    log(LogLevel::kInfo, FMT_COMPILE("fd {}: the kernel counts {} sent, {} received; we {} and {}"), fd, kernel.sent, kernel.received,
+        our_sent, our_received);
   }
   return agree;
 }
@@ -146,7 +154,8 @@ socklen_t rendezvous_name(const Addresses& addresses, bool we_connected, sockadd
   name->sun_family = AF_UNIX;
   // The leading zero byte makes it an abstract name: its scope is the network namespace, as loopback's.
   Text text = {name->sun_path + 1, sizeof name->sun_path - 1};
-  const auto head = fmt::format_to_n(text.at, text.left, FMT_COMPILE("mpklink/{}/"), kLayoutVersion);
+  // The same in all versions for ever: two that do not understand each other meet, and say so.
+  const auto head = fmt::format_to_n(text.at, text.left, FMT_COMPILE("mpklink/"));
   text.at += head.size;
   text.left -= head.size;
   append(&text, we_connected ? local : peer);

@@ -23,10 +23,17 @@ bool eligible(const Stream* s, const Addresses& addresses, Reason* reason);
 // Whether nothing that was set on the socket before we knew it needs the kernel. What is set later, hooks see.
 bool options_allow(int fd, Reason* reason);
 
+// What the kernel has counted: bytes it took to send, and bytes that were received from it, where a FIN that came counts as one.
+struct KernelBytes {
+  std::uint64_t sent, received;
+  bool fin;  // it came
+};
+// False: the kernel does not say.
+bool kernel_bytes(int fd, KernelBytes* bytes);
 // Whether the kernel's byte counters of both directions equal ours: nobody used the socket behind our back. Claimed stream.
 bool counters_agree(int fd, const Stream* s, Reason* reason);
 
-// `\0mpklink/<version>/<connector>-<acceptor>`, addresses as "ip:port" with v4-mapped ones as IPv4. Returns the length to
+// `\0mpklink/<connector>-<acceptor>`, addresses as "ip:port" with v4-mapped ones as IPv4. Returns the length to
 // give to bind and connect.
 socklen_t rendezvous_name(const Addresses& addresses, bool we_connected, sockaddr_un* name);
 

@@ -10,6 +10,7 @@
 #include "preload/on_unwind.h"
 #include "preload/spin.h"
 #include "preload/wait.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -112,6 +113,7 @@ void arm_all(EpollSet* set) {
   const Gate gate;
   if (set->poller == kNoPoller) return;
   for_each_pair(set, [&](Pair* pair) { arm(&pair->board->side[pair->side].armed[set->poller]); });
+  STOP_POINT("set-armed");
 }
 
 void disarm_all(EpollSet* set) {

@@ -9,6 +9,7 @@
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -89,6 +90,7 @@ bool give_back(int fd, Stream* s, int flags) {
     next_chunk(s, &c);
     if (c.lied) poison(fd, s);
     if (!c.any) return true;
+    STOP_POINT("chunk-copied");
     const ssize_t n = quiet().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL | flags);
     if (n < 0 && errno == EAGAIN) return false;
     if (n < 0) {
@@ -96,11 +98,13 @@ bool give_back(int fd, Stream* s, int flags) {
       stop_returning(s);
       return true;
     }
+    STOP_POINT("chunk-sent");
     process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
     // The ring has not carried them after all; a forked child gives back what its parent counts.
     if (ours(s)) process().counters.ring_tx.fetch_add(~static_cast<std::uint64_t>(n) + 1);
     process().counters.ring_returned.fetch_add(static_cast<std::uint64_t>(n));
     advance(s, c, static_cast<std::size_t>(n), flags);
+    STOP_POINT("chunk-counted");
   }
 }
 

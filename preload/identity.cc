@@ -87,10 +87,25 @@ bool uid_is_somebody(std::uint32_t uid) {
   return uid != kOverflowUid || all_uids_mapped();
 }
 
-int query_peer(const sockaddr_storage& local, const sockaddr_storage& peer, TcpEnd* out) {
+bool same_network(int a, int b) {
+  const ErrnoSaver keep;
+  std::uint64_t cookies[2] = {};
+  const int sockets[2] = {a, b};
+  for (int i = 0; i < 2; ++i) {
+    socklen_t size = sizeof cookies[i];
+    if (real().getsockopt(sockets[i], SOL_SOCKET, SO_NETNS_COOKIE, &cookies[i], &size) != 0) return false;
+  }
+  return cookies[0] == cookies[1];
+}
+
+int query_peer(int fd, const sockaddr_storage& local, const sockaddr_storage& peer, TcpEnd* out) {
   const ErrnoSaver keep;
   const int netlink = real().socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
   if (netlink < 0) return -1;
+  if (!same_network(fd, netlink)) {
+    quiet().close(netlink);
+    return -1;
+  }
   Request request = {};
   request.header.nlmsg_len = sizeof request;
   request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
@@ -110,7 +125,7 @@ int peer_is_orphan(int fd) {
   if (::getsockname(fd, reinterpret_cast<sockaddr*>(&local), &local_len) != 0) return -1;
   if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &peer_len) != 0) return 1;
   TcpEnd end = {};
-  const int found = query_peer(local, peer, &end);
+  const int found = query_peer(fd, local, peer, &end);
   if (found < 0) return -1;
   return found == 0 || end.orphan ? 1 : 0;
 }

@@ -12,9 +12,13 @@ struct TcpEnd {
   bool orphan;  // no process has it open any more
 };
 
-// The socket whose local address is `peer` and whose peer is `local`. 1: found; 0: there is no such socket; -1: the kernel
-// does not answer (no sock_diag).
-int query_peer(const sockaddr_storage& local, const sockaddr_storage& peer, TcpEnd* out);
+// Whether two sockets belong to one network namespace, which a thread may have left since it made one of them (setns(2)): the same
+// addresses name another connection there. Where the kernel does not say (before Linux 5.14): no.
+bool same_network(int a, int b);
+
+// The other end of `fd`: the socket whose local address is `peer` and whose peer is `local`. 1: found; 0: there is no such socket;
+// -1: the kernel does not answer (no sock_diag, or this thread is in another network namespace).
+int query_peer(int fd, const sockaddr_storage& local, const sockaddr_storage& peer, TcpEnd* out);
 
 // Whether `uid` names one user here. The overflow uid stands for every user that our user namespace does not map; only where
 // all are mapped (the initial namespace) is it the user nobody (user_namespaces(7)).

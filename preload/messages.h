@@ -10,7 +10,9 @@ namespace mpklink {
 
 enum class MessageType : std::uint32_t { kHello = 1, kOffer = 2, kBell = 3 };
 
-struct HelloMessage {  // acceptor -> connector
+// acceptor -> connector; back, when that has another version: what follows would not be understood. Its bytes, and the name under which
+// it is said, are the same in all versions, for ever.
+struct HelloMessage {
   MessageType type;
   std::uint32_t version;
   ProcessId process;

@@ -13,6 +13,7 @@
 #include "preload/log.h"
 #include "preload/messages.h"
 #include "preload/pollers.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -266,6 +267,7 @@ void Wakeups::collect(Stream* s) {
 
 void Wakeups::ring() {
   for (std::uint32_t i = 0; i < count_; ++i) {
+    STOP_POINT("bell-taken");
     const ErrnoSaver keep;
     const int bell = peer_bell(pair_, ids_[i]);
     if (bell < 0) {

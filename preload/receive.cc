@@ -421,6 +421,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);
     if (done > 0 && !(flags & MSG_WAITALL) && done >= target) return static_cast<ssize_t>(done);
     waited = true;
+    if (step.on_its_way) ask_for_the_rest(c->fd, s);
     steps.allow();
     const int error = block(c, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);

@@ -34,7 +34,7 @@ void begin(int fd, Stream* s) {
   if (process().settings.warmup_learns && operations < kLateOperations && connections_are_short(s->server_port)) {
     next_try_in(s, kLateOperations - operations);
   } else if (s->connector) {
-    connector_meet(s, addresses);
+    connector_meet(fd, s, addresses);
   } else {
     acceptor_listen(s, addresses);
   }

@@ -8,6 +8,7 @@
 #include "preload/pollers.h"
 #include "preload/rendezvous_step.h"
 #include "shm/segment.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -118,6 +119,7 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
     settle_plain(s, reason);
     return;
   }
+  STOP_POINT("channel-mapped");
   read_options(fd, s);
   const bool managed_all = manage_members(s);
   if (!managed_all || !say_accepted(s)) {
@@ -125,6 +127,7 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
     abandon_offer(s, offer.new_pair != 0, managed_all ? Reason::kShortLived : Reason::kLimit);
     return;
   }
+  STOP_POINT("accepted-said");
   if (offer.new_pair) {
     s->rendezvous_fd = -1;  // the pair's control channel now
   } else {
@@ -137,6 +140,14 @@ void take_offer(int fd, Stream* s, const OfferMessage& offer, int* fds) {
 }
 
 }  // namespace
+
+bool send_hello(int socket) {
+  HelloMessage hello = {};
+  hello.type = MessageType::kHello;
+  hello.version = kLayoutVersion;
+  hello.process = own_id();
+  return send_message(socket, &hello, sizeof hello, nullptr, 0);
+}
 
 void acceptor_listen(Stream* s, const Addresses& addresses) {
   sockaddr_un name = {};
@@ -152,6 +163,7 @@ void acceptor_listen(Stream* s, const Addresses& addresses) {
     give_up(s, errno == EADDRINUSE ? Reason::kNameTaken : reason_of(errno));
     return;
   }
+  STOP_POINT("listening");
   s->rendezvous_step = kAccept;
   s->tries = 0;
   next_try_in(s, 1);
@@ -180,9 +192,10 @@ void acceptor_accept(int fd, Stream* s) {
     return;
   }
   Reason why = Reason::kPeerUid;
-  if (!peer_allowed(addresses, hidden, s, &why)) {
+  if (!peer_allowed(fd, addresses, hidden, s, &why)) {
     close_hidden(hidden);
     // A stranger got there first; the true peer may still come.
+    s->refused = static_cast<std::uint32_t>(why) + 1;
     retry_or_give_up(s, why);
     return;
   }
@@ -193,14 +206,11 @@ void acceptor_accept(int fd, Stream* s) {
   }
   drop_socket(s);  // the name is free again; one connection is all it was for
   s->rendezvous_fd = hidden;
-  HelloMessage hello = {};
-  hello.type = MessageType::kHello;
-  hello.version = kLayoutVersion;
-  hello.process = own_id();
-  if (!send_message(hidden, &hello, sizeof hello, nullptr, 0)) {
+  if (!send_hello(hidden)) {
     give_up(s, reason_of(errno));
     return;
   }
+  STOP_POINT("hello-sent");
   s->rendezvous_step = kTake;
   s->tries = 0;
   next_try_in(s, 1);
@@ -219,10 +229,12 @@ void acceptor_take(int fd, Stream* s) {
     if (error == EAGAIN) {
       retry_or_give_up(s, Reason::kPeerAbsent);
     } else {
-      give_up(s, error == EPROTO ? Reason::kPeerProtocol : Reason::kShortLived);
+      const bool other_version = offer.type == MessageType::kHello && offer.version != kLayoutVersion;
+      give_up(s, error != EPROTO ? Reason::kShortLived : other_version ? Reason::kPeerVersion : Reason::kPeerProtocol);
     }
     return;
   }
+  STOP_POINT("offer-taken");
   if (offer_is_sane(offer, count)) {
     take_offer(fd, s, offer, fds);
   } else {

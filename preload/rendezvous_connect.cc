@@ -7,6 +7,7 @@
 #include "preload/pollers.h"
 #include "preload/rendezvous_step.h"
 #include "shm/segment.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -106,7 +107,7 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
 }  // namespace
 
 // Nobody there is the usual case of a peer without the library, tried some ten times a connection: as few calls as it takes.
-void connector_meet(Stream* s, const Addresses& addresses) {
+void connector_meet(int fd, Stream* s, const Addresses& addresses) {
   s->rendezvous_step = kMeet;
   sockaddr_un name = {};
   const socklen_t size = rendezvous_name(addresses, true, &name);
@@ -131,10 +132,11 @@ void connector_meet(Stream* s, const Addresses& addresses) {
     return;
   }
   Reason why = Reason::kPeerUid;
-  if (!peer_allowed(addresses, s->rendezvous_fd, s, &why)) {
+  if (!peer_allowed(fd, addresses, s->rendezvous_fd, s, &why)) {
     give_up(s, why);
     return;
   }
+  STOP_POINT("peer-met");
   s->rendezvous_step = kHello;
   s->tries = 0;
   next_try_in(s, 1);
@@ -143,7 +145,7 @@ void connector_meet(Stream* s, const Addresses& addresses) {
 void connector_meet_again(int fd, Stream* s) {
   Addresses addresses;
   if (addresses_of(fd, &addresses)) {
-    connector_meet(s, addresses);
+    connector_meet(fd, s, addresses);
   } else {
     give_up(s, Reason::kPeerAbsent);
   }
@@ -162,10 +164,16 @@ void connector_hello(Stream* s) {
     return;
   }
   close_all(none, count);
-  if (count != 0 || hello.type != MessageType::kHello || hello.version != kLayoutVersion) {
+  if (count != 0 || hello.type != MessageType::kHello) {
     give_up(s, Reason::kPeerProtocol);
     return;
   }
+  if (hello.version != kLayoutVersion) {
+    send_hello(s->rendezvous_fd);  // so that it knows, too
+    give_up(s, Reason::kPeerVersion);
+    return;
+  }
+  STOP_POINT("hello-read");
   s->peer_id = hello.process;
   s->rendezvous_step = kOffer;
   s->tries = 0;
@@ -203,6 +211,7 @@ void connector_offer(int fd, Stream* s) {
     }
     return;
   }
+  STOP_POINT("channel-made");
   if (known) {
     read_flags(fd, s);
   } else {
@@ -217,6 +226,7 @@ void connector_offer(int fd, Stream* s) {
     abandon_offer(s, board_fd >= 0, managed_all ? reason_of(error) : Reason::kLimit);
     return;
   }
+  STOP_POINT("offer-sent");
   if (board_fd >= 0) s->rendezvous_fd = dup_hidden(s->rendezvous_fd);  // the pair keeps the socket as its control channel
   s->rendezvous_step = kAwaitAccept;
   s->tries = 0;
@@ -231,6 +241,7 @@ void connector_await(int fd, Stream* s) {
     const Gate gate;
     accepted = s->channel->accept_state.load_acquire() == kAccepted;  // SYNC: accepted
   }
+  if (accepted) STOP_POINT("accepted-seen");
   if (accepted) became_shared(s);
   unpin(s);
   if (accepted) {

@@ -62,7 +62,7 @@ void retry_or_give_up(Stream* s, Reason reason) {
       s->tries = 0;
       next_try_in(s, kAfterAbsence << (2 * s->absences++));
     } else {
-      give_up(s, reason);
+      give_up(s, reason == Reason::kPeerAbsent ? reason_of_absence(s, reason) : reason);
     }
     return;
   }
@@ -104,7 +104,9 @@ ProcessId own_id() {
 int unix_socket() { return real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }
 
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
-bool peer_allowed(const Addresses& addresses, int socket, Stream* s, Reason* why) {
+bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why) {
+  *why = Reason::kOtherNetwork;
+  if (!same_network(fd, socket)) return false;
   *why = Reason::kPeerUid;
   const Settings& settings = process().settings;
   ucred creds = {};
@@ -114,7 +116,7 @@ bool peer_allowed(const Addresses& addresses, int socket, Stream* s, Reason* why
   if (settings.peers == PeerPolicy::kAny) return true;
   if (!uid_is_somebody(creds.uid)) return false;
   TcpEnd end = {};
-  const int found = query_peer(addresses.local, addresses.peer, &end);
+  const int found = query_peer(fd, addresses.local, addresses.peer, &end);
   log(LogLevel::kDebug, FMT_COMPILE("the peer shows uid {}; the kernel says {} (found {})"), creds.uid, end.uid, found);
   if (found == 1 && end.uid != creds.uid) return false;
   if (found == 0) return false;

@@ -21,9 +21,10 @@ Reason segment_reason(int error);  // of memory to be shared
 
 ProcessId random_id();
 ProcessId own_id();
+bool send_hello(int socket);
 int unix_socket();  // not hidden yet; -1 with errno
-// The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
-bool peer_allowed(const Addresses& addresses, int socket, Stream* s, Reason* why);  // *why when not
+// The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection, and both sockets of one network namespace.
+bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why);  // *why when not
 
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
 // then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.
@@ -41,7 +42,7 @@ void abandon_offer(Stream* s, bool new_pair, Reason reason);
 void read_flags(int fd, Stream* s);    // O_NONBLOCK
 void read_options(int fd, Stream* s);  // and the timeouts
 
-void connector_meet(Stream* s, const Addresses& addresses);
+void connector_meet(int fd, Stream* s, const Addresses& addresses);
 void connector_meet_again(int fd, Stream* s);
 void connector_hello(Stream* s);
 void connector_offer(int fd, Stream* s);

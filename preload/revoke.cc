@@ -14,6 +14,7 @@
 #include "preload/rendezvous.h"
 #include "preload/transfer_lock.h"
 #include "shm/raw_syscall.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -63,6 +64,7 @@ void leave_pinned(int fd, Stream* s) {
       if (s->core->holders.load_acquire() > 1) s->core->uncounted.fetch_or(kByPasser);  // SYNC: holders
       incoming(s).consumer.closed.exchange(kClosed);                                    // SYNC: closed. The slot may be used again
     }
+    STOP_POINT("channel-left");
     back_to_tcp(s);
   }
   release_stream(s, kDropChannel);
@@ -109,6 +111,7 @@ bool call_back(Stream* s, bool freeze_it) {
     const Gate gate;
     if (freeze_it) freeze(&incoming(s).consumer);
     outgoing(s).producer.look_back.exchange(1);  // SYNC: look_back. Exchange: the fence before the look at the waiters
+    STOP_POINT("look-back-said");
     bool lied = false;                           // a lie about offsets no longer matters
     if (freeze_it) receive_path(&s->core->receive, incoming(s), &lied);
     RingConsumer consumer = consumer_of(s);
@@ -260,6 +263,11 @@ void leave_softly(int fd, Stream* s) {
     if (lock.held() && s->core != nullptr) call_back(s, false);
   }
   path_moved(fd, s);
+}
+
+void ask_for_the_rest(int fd, Stream* s) {
+  const TransferLock lock(fd, s, TransferLock::kReceive);
+  if (lock.held() && s->core != nullptr) call_back(s, false);
 }
 
 void revoke_inheritable(Reason reason) {

@@ -20,6 +20,8 @@ void revoke_all(Reason reason);
 // nothing to do.
 void answer_freeze(int fd, Stream* s);
 void answer_freeze(Stream* s);  // by whichever number it has, also when another thread closes that just then
+// Bytes of a frozen ring are on their way to us: whoever has the other end is told to see to it. The process that froze it may be dead.
+void ask_for_the_rest(int fd, Stream* s);
 // The other end is in this very process: nobody else would give its bytes back while this thread waits. Pinned.
 void answer_in_this_process(Stream* s);
 // The same for all streams: this process will not come by again (exit, exec). `ends`: nor

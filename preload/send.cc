@@ -16,6 +16,7 @@
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
+#include "shm/stop_point.h"
 #include "shm/user_copy.h"
 
 namespace mpklink {
@@ -146,6 +147,7 @@ Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
   if (skip > 0) flags = (flags | MSG_NOSIGNAL) & ~MSG_ZEROCOPY;
   const ssize_t n = quiet().sendmsg(c.fd, &header, flags);
   if (n < 0) return failed(errno);
+  STOP_POINT("tcp-sent");
   count_tcp_sent(c.s, n);
   return moved(n);
 }

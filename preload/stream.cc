@@ -65,6 +65,7 @@ void reset_stream(Stream* s) {
   s->tries = 0;
   s->returns = 0;
   s->absences = 0;
+  s->refused = 0;
   s->holders = nullptr;
   s->owner_generation = process().generation.load_relaxed();  // relaxed: changes by fork only
   s->rendezvous_fd = -1;
@@ -164,7 +165,7 @@ __attribute__((cold)) void end_stream(int fd, Stream* s) {
   detach_members(s);
   const std::uint32_t operations = s->operations.load_relaxed();  // relaxed: the last descriptor is going
   if (s->server_port != 0 && state_of(s) != State::kPlain) learn_lifetime(s->server_port, operations);
-  if (operations != 0) make_plain(s, s->absences == 0 ? Reason::kShortLived : Reason::kPeerAbsent);
+  if (operations != 0) make_plain(s, reason_of_absence(s, s->absences == 0 ? Reason::kShortLived : Reason::kPeerAbsent));
   s->pins.fetch_add(1);  // SYNC: pins. Another thread may be taking it back to TCP: the channel stays for us
   if (managed(state_of(s))) {
     if (fd >= 0) leave_to_kernel(fd, s, TransferLock::kEnding);

@@ -110,6 +110,7 @@ struct Stream {
   std::uint32_t tries;
   std::uint32_t returns;               // how often it came back from a ring
   std::uint32_t absences;              // how often it was tried in vain
+  Hint<std::uint32_t> refused;         // Reason + 1 for which somebody who came was sent away
   std::uint64_t first_try_ns;
   Hint<bool> last_was_in;              // the last operation received
   Hint<std::uint32_t> turns;           // answers received; a lost count is a later end of trying
@@ -150,6 +151,10 @@ inline bool ours(const Stream* s) { return s->owner_generation == process().gene
 Stream* make_stream(State state);  // null: limit reached or no memory
 void enter_stream(int fd, Stream* stream);  // names it by fd; drops it when the table is full
 int fd_of(Stream* s);                       // a descriptor of this process that names it, or -1
+// Nobody came: or somebody did, who was refused.
+inline Reason reason_of_absence(const Stream* s, Reason otherwise) {
+  return s->refused == 0 ? otherwise : static_cast<Reason>(s->refused - 1);
+}
 inline State state_of(const Stream* s) { return static_cast<State>(s->state.load_acquire()); }
 
 // The stream stays on TCP, with the reason counted (once). For streams that are not managed.

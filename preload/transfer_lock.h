@@ -6,6 +6,7 @@
 
 #include "preload/fd_table.h"
 #include "preload/stream.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 
@@ -27,8 +28,9 @@ class TransferLock {
         return;
       }
       lock_ = lock;
+      STOP_POINT(side == kSend ? "send-locked" : "receive-locked");
       if (__builtin_expect(!s->forked.load_relaxed() || s->core == nullptr, 1)) return;  // relaxed: set with both locks held
-      if (lock_processes(side == kSend ? &s->core->send_owner : &s->core->receive_owner, tries)) return;
+      if (lock_processes(fd, s, side, tries)) return;
       // Not waited for with the lock in hand: the handlers of this thread may be what the other process waits for, or its end.
       lock_ = nullptr;
       lock->unlock();
@@ -48,7 +50,7 @@ class TransferLock {
 
  private:
   static void count_reentry();
-  bool lock_processes(Atomic<std::uint32_t>* owner, unsigned tries);
+  bool lock_processes(int fd, Stream* s, Side side, unsigned tries);
   static void await_other_process();
   void unlock_processes();
 

@@ -17,6 +17,7 @@
 #include "preload/revoke.h"
 #include "preload/sleepers.h"
 #include "preload/spin.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 namespace {
@@ -62,6 +63,7 @@ class ThreadPoller {
     if (slow_) return;
     if (!add_waiter(&s->channel->waiters[s->side].ids, id_)) slow_ = true;
     arm(&s->pair->board->side[s->pair->side].armed[id_]);
+    STOP_POINT("armed");
   }
   void stop(Stream* s) {
     if (bell_ < 0 || !ours(s)) return;

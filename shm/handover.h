@@ -20,6 +20,7 @@
 #include <cstdint>
 
 #include "shm/layout.h"
+#include "shm/stop_point.h"
 #include "shm/untrusted.h"
 
 namespace mpklink {
@@ -52,6 +53,7 @@ inline void begin_switch(SendState* state, ProducerLine* line, std::uint64_t len
   const std::uint64_t over_tcp = len < kSwitchTail ? len : kSwitchTail;
   // SYNC: switch_at. Release, and before the send call that carries the bytes below it.
   line->switch_at.store_release(state->tcp_sent.load_relaxed() + over_tcp + 1);
+  STOP_POINT("switch-published");
   state->tcp_left.store_relaxed(over_tcp);
   state->path.store_relaxed(static_cast<std::uint32_t>(Path::kDraining));
 }
@@ -63,6 +65,7 @@ inline void tcp_sent(SendState* state, std::uint64_t n) {
   const std::uint64_t left = state->tcp_left.load_relaxed() - n;
   state->tcp_left.store_relaxed(left);
   if (left == 0) state->path.store_relaxed(static_cast<std::uint32_t>(Path::kRing));
+  STOP_POINT("switch-drained");
 }
 
 // The receiver's path. `lied`: the offset is in the past and nothing was frozen.
@@ -84,12 +87,16 @@ inline Path receive_path(ReceiveState* state, const Direction& direction, bool* 
     return Path::kTcp;
   }
   if (at == 0 || at - 1 != received) return Path::kTcp;
+  STOP_POINT("switch-seen");
   state->path.store_relaxed(static_cast<std::uint32_t>(Path::kRing));
   return Path::kRing;
 }
 
 // Sets the bit; for either side, under its own lock of the direction.
-inline void freeze(ConsumerLine* line) { line->head.fetch_or(kFrozenBit); }  // SYNC: frozen
+inline void freeze(ConsumerLine* line) {
+  line->head.fetch_or(kFrozenBit);  // SYNC: frozen
+  STOP_POINT("frozen");
+}
 
 // The sender has seen the bit (`head`: where the unread bytes begin, checked). True: there are bytes to give back.
 inline bool begin_return(SendState* state, ProducerLine* line, std::uint64_t head, std::uint64_t unread) {

@@ -3,7 +3,7 @@
 // no pointers. README.md of this folder has the drawing.
 //
 // kLayoutVersion: bump it whenever an offset, a size, the meaning of a word or the order of a protocol step changes.
-// Peers of different versions never meet: the version is part of the rendezvous name (DESIGN section 3).
+// Peers of different versions tell each other so, and stay on TCP (preload/messages.h, HelloMessage).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +12,10 @@
 
 namespace mpklink {
 
-constexpr std::uint32_t kLayoutVersion = 4;
+#ifndef MPKLINK_LAYOUT_VERSION  // tests build the library in another version
+#define MPKLINK_LAYOUT_VERSION 5
+#endif
+constexpr std::uint32_t kLayoutVersion = MPKLINK_LAYOUT_VERSION;
 constexpr std::uint64_t kChannelMagic = 0x31304e484b504d4c;  // "LMPKHN01"
 constexpr std::uint64_t kBoardMagic = 0x31304452424b504d;    // "MPKBRD01"
 constexpr std::size_t kPage = 4096;

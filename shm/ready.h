@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "shm/layout.h"
+#include "shm/stop_point.h"
 
 namespace mpklink {
 
@@ -26,6 +27,7 @@ inline void mark_ready(ReadyBitmap* map, std::uint32_t slot) {
   Atomic<std::uint64_t>& leaf = map->leaf[word];
   Atomic<std::uint64_t>& summary = map->summary[word / 64];
   if (!(leaf.load_relaxed() & bit)) leaf.fetch_or(bit);  // relaxed: behind the caller's fence, see above
+  STOP_POINT("leaf-set");
   // relaxed: behind a fence too. A set bit means the receiver has yet to clear it, and it clears the leaf after that.
   if (!(summary.load_relaxed() & summary_bit)) summary.fetch_or(summary_bit);
 }

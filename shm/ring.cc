@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "shm/stop_point.h"
 #include "shm/untrusted.h"
 #include "shm/user_copy.h"
 
@@ -62,14 +63,18 @@ std::size_t RingProducer::write(const void* from, std::size_t n) {
 }
 
 void RingProducer::publish() {
+  STOP_POINT("ring-written");
   state_->tail.store_relaxed(tail_);  // relaxed: our own word
+  STOP_POINT("tail-noted");
   // SYNC: tail published. Exchange, not store: the fence between this and the look at waiters and armed words.
   mine_->tail.exchange(tail_);
+  STOP_POINT("tail-published");
 }
 
 bool RingProducer::wish_space(bool* corrupt) {
   // SYNC: wish. Exchange: the wish is visible before we look at head again; the consumer publishes head, then looks here.
   mine_->want_space.exchange(1);
+  STOP_POINT("space-wished");
   *corrupt = !refresh();
   return !*corrupt && writable();
 }
@@ -102,17 +107,28 @@ std::size_t RingConsumer::peek(std::uint64_t offset, void* to, std::size_t n) co
 }
 
 bool RingConsumer::publish(bool* lied) {
+  STOP_POINT("ring-read");
   head_ &= kPositionMask;
   const std::uint64_t before = state_->head.load_relaxed();  // relaxed: our own word
   std::uint64_t seen = before;
   // SYNC: head published. Compare-exchange: the fence between this and the look at the producer's wish, and the one
   // moment at which the bytes are taken or, when the ring was frozen first, are not.
   if (mine_->head.compare_exchange(seen, head_)) {
+    STOP_POINT("head-published");
     state_->head.store_relaxed(head_);  // relaxed: our own word
     return true;
   }
   *lied = seen != (before | kFrozenBit);
   return false;
+}
+
+void RingConsumer::take_over() {
+  const std::uint64_t own = state_->head.load_relaxed();                     // relaxed: our own word, as in refresh
+  const std::uint64_t written = (peer_->tail.load_acquire() - own) & kPositionMask;  // SYNC: tail published
+  const Untrusted<std::uint64_t> word(mine_->head.load_relaxed() & kPositionMask);   // relaxed: published by this side
+  std::uint64_t published = 0;
+  const auto possible = [&](std::uint64_t v) { return ((v - own) & kPositionMask) <= written && written <= capacity_; };
+  if (word.checked(possible, &published)) state_->head.store_relaxed(published);
 }
 
 bool RingConsumer::take_wish() {

@@ -83,6 +83,8 @@ class RingConsumer {
   bool frozen() const { return (mine_->head.load_acquire() & kFrozenBit) != 0; }  // SYNC: frozen
   // False: the ring was frozen first, what was consumed since the last publish was not; *lied: the peer wrote our word.
   [[nodiscard]] bool publish(bool* lied);
+  // The process that had the receive lock was killed, perhaps between publishing and noting what it published. Receive lock held.
+  void take_over();
   // After publish: true when the producer wished to be woken and half of the ring is free; the wish is taken.
   [[nodiscard]] bool take_wish();
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Death, stopping and shortage: what TCP would have delivered arrives, then TCP's end or error; nothing hangs, nothing crashes."""
 
-import functools
 import os
+import pathlib
 import re
 import signal
 import struct
@@ -11,11 +11,10 @@ import time
 
 import pytest
 
-from harness import CLIENT, PYTHON, SCRIPTS, SERVER, Bench, Combo, eventually, free_port
+from harness import CLIENT, PYTHON, SCRIPTS, SERVER, Bench, Combo, eventually
 from servers import Nginx
 
 neither_and_both = pytest.mark.parametrize("combo", [Combo.NEITHER, Combo.BOTH], ids=lambda c: c.value)
-only_both = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
 ENDS = {"EOF", "ECONNRESET", "EPIPE"}
 OTHER = {CLIENT: SERVER, SERVER: CLIENT}
@@ -137,6 +136,72 @@ def test_killed_after_each_operation(bench, victim, warmup):
         if survivor is server:  # it says what it received, the dead one what it sent
             assert moved >= progress(path), f"operation {n}: {moved} of {progress(path)} accepted bytes, {end}"
     bench.assert_ring(streams=10, min_bytes=20_000, sides=[OTHER[victim]])
+
+
+@pytest.mark.parametrize("side", [CLIENT, SERVER], ids=["client", "server"])
+@pytest.mark.parametrize("flow", ["up", "echo"])
+def test_parent_dies_and_its_child_goes_on(bench, flow, side):
+    """kill -9 of a process whose forked child goes on with the stream: the other end notices nothing."""
+    total, heir = 400_000, ["--heir-at=200000"]
+    server, client = start_pump(
+        bench, heir if side is SERVER else (), heir if side is CLIENT else (), [f"--flow={flow}", f"--bytes={total}", "--chunk=3000"]
+    )
+    parent, other = (client, server) if side is CLIENT else (server, client)
+    parent.finish(-signal.SIGKILL)
+    bench.killed.add(side)
+    warm = 40 * 100
+    assert pump_result(other) == (total + warm, "done" if other is client else "EOF")
+    bench.wait_for_orphans()
+    assert re.search(rf"^RESULT moved={total + warm} end=(done|EOF)$", parent.stdout(), re.M), parent.output()  # the child's words
+    bench.assert_ring(streams=1, min_bytes=100_000, sides=[OTHER[side]])
+
+
+def memory_group(limit):
+    """A control group of this much memory, as a path; None with the reason where there is none to be had."""
+    names = {"memory.limit_in_bytes": "/sys/fs/cgroup/memory", "memory.max": "/sys/fs/cgroup"}
+    why = "no memory controller"
+    for name, root in names.items():
+        group = pathlib.Path(root) / f"mpklink-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError as error:
+            why = str(error)
+            continue
+        try:
+            (group / name).write_text(str(limit))
+            return group, ""
+        except OSError as error:
+            why = str(error)
+            group.rmdir()
+    return None, why
+
+
+@pytest.mark.parametrize("victim", [CLIENT, SERVER], ids=["client", "server"])
+def test_out_of_memory(bench, victim):
+    """The kernel ends a process that has eaten all its control group allows: what it had sent is delivered, then TCP's end."""
+    group, why = memory_group(48 << 20)
+    if group is None:
+        pytest.skip(f"no control group of our own: {why}")
+    try:
+        path = bench.dir / "progress"
+        eat = ["--eat-at=100000", f"--progress={path}"]
+        enter = ["/bin/sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+        options = ["--flow=echo", "--bytes=400000", "--chunk=3000"]
+        prefix = {victim: (enter, eat)}
+        before, more = prefix.get(SERVER, ((), ()))
+        server = bench.start([*before, bench.program("pump"), "server", *options, *more], SERVER, name="server")
+        before, more = prefix.get(CLIENT, ((), ()))
+        client = bench.start([*before, bench.program("pump"), "client", f"--port={server.port()}", *options, *more], CLIENT, name="client")
+        dead, survivor = (client, server) if victim is CLIENT else (server, client)
+        dead.finish(-signal.SIGKILL)
+        bench.killed.add(victim)
+        moved, end = pump_result(survivor)
+        assert end in ENDS, end
+        assert survivor is client or moved >= progress(path), f"{moved} of {progress(path)} accepted bytes, {end}"
+        bench.assert_ring(streams=1, min_bytes=50_000, sides=[OTHER[victim]])
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text(), what="the control group to be empty")
+        group.rmdir()
 
 
 # ---- kill and failure at every system call of the upgrade ----------------------------------------------------------------
@@ -419,92 +484,6 @@ def test_few_descriptors_left(bench, side):
     if bench.combo is Combo.BOTH:
         stats = bench.stats(side)
         assert stats.upgraded > 0, f"23 descriptors must be enough\n{stats}"
-
-
-# ---- somebody else on the name -------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache
-def discover_name() -> str:
-    """How the rendezvous of a connection is called, with {connector} and {acceptor} for the two ports: seen in /proc/net/unix
-    while a preloaded server waits for a peer that never comes."""
-    bench = Bench(Combo.SERVER)
-    try:
-        server = bench.start([bench.program("echo_threads"), "server", "--connections=1"], SERVER, name="server")
-        port, source = server.port(), free_port()
-        client = bench.start(
-            [bench.program("echo_threads"), "client", f"--port={port}", f"--source-port={source}", "--connections=1", "--pause-at=6"],
-            CLIENT, name="client", stdin=subprocess.PIPE,
-        )  # fmt: skip
-        client.wait_line("^PAUSED$")
-        with open("/proc/net/unix", encoding="latin-1") as file:
-            names = re.findall(r"@(mpklink/\S*)", file.read())
-        client.stdin.write(b"\n")
-        client.stdin.close()
-        bench.succeed(client)
-        bench.succeed(server)
-        ours = [n for n in names if f":{source}" in n and f":{port}" in n]
-        assert len(ours) == 1, f"want one name with the ports {source} and {port}, see {names}"
-        return ours[0].replace(f":{source}", ":{connector}").replace(f":{port}", ":{acceptor}")
-    finally:
-        bench.cleanup()
-
-
-@pytest.mark.no_ring
-@only_both
-@pytest.mark.parametrize("uid", [0, 12345], ids=["same-uid", "other-uid"])
-@pytest.mark.parametrize("mode", ["bind", "listen", "close", "garbage", "flood"])
-def test_name_taken(bench, mode, uid):
-    """Somebody has bound the name before: he is not believed, the stream stays on TCP and says why."""
-    if os.getuid() != 0 and uid != 0:
-        pytest.skip("needs root")
-    template = discover_name()
-    options = ["--connections=1", "--rounds=200", "--max-size=2000"]
-    server = bench.start([bench.program("echo_threads"), "server", *options], SERVER, name="server")
-    port, source = server.port(), free_port()
-    squatter = bench.start(
-        [PYTHON, SCRIPTS / "squatter.py", mode, template.format(connector=source, acceptor=port)], name="squatter", uid=uid or None
-    )
-    squatter.wait_line("^READY$")
-    client = bench.start(
-        [bench.program("echo_threads"), "client", f"--port={port}", f"--source-port={source}", *options], CLIENT, name="client"
-    )
-    bench.succeed(client)
-    bench.succeed(server)
-    assert squatter.running(), squatter.output()
-    squatter.send_signal(signal.SIGKILL)
-    squatter.wait()
-    bench.assert_fell_back()
-
-
-@pytest.mark.no_ring
-@pytest.mark.parametrize("combo", [Combo.SERVER], ids=["server"])
-@pytest.mark.parametrize("uid", [0, 12345], ids=["same-uid", "other-uid"])
-@pytest.mark.parametrize("mode", ["connect", "connect-garbage", "connect-close", "connect-flood"])
-def test_stranger_connects(bench, mode, uid):
-    """Somebody else connects to the acceptor's name and talks nonsense: the stream does not notice."""
-    if os.getuid() != 0 and uid != 0:
-        pytest.skip("needs root")
-    template = discover_name()
-    server = bench.start([bench.program("echo_threads"), "server", "--connections=1"], SERVER, name="server")
-    port, source = server.port(), free_port()
-    client = bench.start(
-        [bench.program("echo_threads"), "client", f"--port={port}", f"--source-port={source}", "--connections=1", "--pause-at=6"],
-        CLIENT, name="client", stdin=subprocess.PIPE,
-    )  # fmt: skip
-    client.wait_line("^PAUSED$")
-    squatter = bench.start(
-        [PYTHON, SCRIPTS / "squatter.py", mode, template.format(connector=source, acceptor=port)], name="squatter", uid=uid or None
-    )
-    squatter.wait_line("^READY$")
-    client.stdin.write(b"\n")
-    client.stdin.close()
-    bench.succeed(client)
-    bench.succeed(server)
-    squatter.send_signal(signal.SIGKILL)
-    squatter.wait()
-    bench.assert_not_used(SERVER)
-    bench.assert_gates()
 
 
 # ---- whole servers -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""curl and other clients against nginx: files, bodies, proxy, users, prefork and reload."""
+"""curl and other clients against nginx: files, bodies, proxy, prefork and reload. (Users: identity_test.py.)"""
 
 import os
 import signal
@@ -8,13 +8,9 @@ import time
 
 import pytest
 
-from harness import CLIENT, PROGRAMS, PYTHON, SCRIPTS, SERVER, Combo, make_file, reap_orphans, sha256
+from harness import CLIENT, PYTHON, SCRIPTS, SERVER, Combo, make_file, reap_orphans, sha256
 from servers import Nginx
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to run workers and clients as other users")
-
-OTHER_UID = 12345  # nobody's account; not 65534, which is the overflow uid
-OVERFLOW_UID = 65534
 WARM = 40  # requests that warm a connection up
 
 
@@ -111,65 +107,6 @@ def test_proxy(bench, docroot):
     if bench.combo is Combo.BOTH:
         bench.assert_ring_used(CLIENT, 1, min_bytes=2_000_000)
     bench.assert_gates()
-
-
-# ---- users ---------------------------------------------------------------------------------------------------------------
-
-
-@needs_root
-@pytest.mark.parametrize("uid", [0, OTHER_UID, 33, OVERFLOW_UID], ids=["root", "other", "www-data", "nobody"])
-def test_users(bench, docroot, uid):
-    """nginx started by root with workers as www-data: clients of any uid are upgraded by default."""
-    nginx = Nginx(bench, docroot.dir, user="www-data")
-    bench.run(load(nginx, "--connections=2", "--requests=200"), CLIENT, uid=uid)
-    nginx.stop()
-    bench.assert_ring(streams=2, min_bytes=20_000, exact=True, conserved=True)
-
-
-@needs_root
-@pytest.mark.no_ring
-@pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
-@pytest.mark.parametrize(
-    "uid,peers", [(OTHER_UID, "same-uid"), (0, "same-uid"), (OTHER_UID, "0,33")],
-    ids=["other-same-uid", "root-same-uid", "other-not-listed"],
-)  # fmt: skip
-def test_users_refused(bench, docroot, uid, peers):
-    """Peers that the policy refuses stay on TCP, and the statistics say that there was a reason."""
-    if peers:
-        bench.settings = {"PEERS": peers}
-    nginx = Nginx(bench, docroot.dir, user="www-data")
-    bench.run(load(nginx, "--connections=2", "--requests=300"), CLIENT, uid=uid)
-    nginx.stop()
-    bench.assert_fell_back()
-
-
-@needs_root
-@pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
-@pytest.mark.parametrize("uid,peers", [(OTHER_UID, f"33,{OTHER_UID}"), (33, "same-uid"), (OTHER_UID, "any")], ids=["listed", "same-uid", "any"])
-def test_users_allowed(bench, docroot, uid, peers):
-    bench.settings = {"PEERS": peers}
-    nginx = Nginx(bench, docroot.dir, user="www-data")
-    bench.run(load(nginx, "--connections=2", "--requests=200"), CLIENT, uid=uid)
-    nginx.stop()
-    bench.assert_ring(streams=2, min_bytes=20_000, exact=True)
-
-
-@needs_root
-@pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
-@pytest.mark.parametrize("uid,peers", [(OTHER_UID, None), (33, None), (OTHER_UID, f"33,{OTHER_UID}")], ids=["other", "same", "listed"])
-def test_owner_unknown(bench, docroot, uid, peers):
-    """Where the kernel does not tell who owns the other end, its own user and those that are named are believed, others not, and that is said."""
-    bench.preload_last.append(PROGRAMS / "libno_netlink.so")
-    if peers:
-        bench.settings = {"PEERS": peers}
-    nginx = Nginx(bench, docroot.dir, user="www-data")
-    bench.run(load(nginx, "--connections=2", "--requests=300"), CLIENT, uid=uid)
-    nginx.stop()
-    if uid == 33 or peers:
-        bench.assert_ring(streams=2, min_bytes=20_000, exact=True)
-    else:
-        bench.assert_fell_back()
-        assert sum(bench.stats(side).plain.get("peer-unknown", 0) for side in (CLIENT, SERVER)) >= 2
 
 
 # ---- prefork and reload --------------------------------------------------------------------------------------------------

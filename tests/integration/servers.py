@@ -10,6 +10,7 @@ from harness import SERVER, Bench, Proc, Side, free_port, wait_for_port
 
 NGINX_CONF = """
 daemon off;
+{main}
 {user}
 worker_processes {workers};
 pid {dir}/nginx.pid;
@@ -42,10 +43,11 @@ http {{
 
 
 class Nginx:
-    """A running nginx; `stop` ends it so that every process reports its statistics."""
+    """A running nginx; `stop` ends it so that every process reports its statistics. `orphan`: its parent ends at once, as a daemon's does;
+    only then does it follow SIGUSR2."""
 
-    def __init__(self, bench: Bench, root, *, side: Side = SERVER, workers=1, sendfile=True, user=None, http="", server="", events="",
-                 settings=None, name="nginx"):  # fmt: skip
+    def __init__(self, bench: Bench, root, *, side: Side = SERVER, workers=1, sendfile=True, user=None, main="", http="", server="", events="",
+                 settings=None, name="nginx", env=None, orphan=False):  # fmt: skip
         self.bench, self.workers = bench, workers
         self.dir = bench.dir / name
         self.port = free_port()
@@ -60,10 +62,13 @@ class Nginx:
         conf.write_text(
             NGINX_CONF.format(
                 dir=self.dir, root=root, workers=workers, port=self.port, sendfile="on" if sendfile else "off",
-                user=f"user {user};" if user else "", http=http, server=server, events=events,
+                user=f"user {user};" if user else "", main=main, http=http, server=server, events=events,
             )
         )  # fmt: skip
-        self.proc: Proc = bench.start(["nginx", "-c", conf, "-e", self.dir / "error.log"], side, name=name, settings=settings)
+        argv = ["/usr/sbin/nginx", "-c", conf, "-e", self.dir / "error.log"]
+        if orphan:
+            argv = ["/bin/sh", "-c", '"$@" & sleep 0.3', "sh", *argv]
+        self.proc: Proc = bench.start(argv, side, name=name, settings=settings, env=env)
         wait_for_port(self.port, self.proc)
 
     def url(self, path: str) -> str:

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT
 // A stream whose ends are killed, stopped and starved by the tests: it expects the other end to disappear at any byte, never fails
-// for that, and says exactly what it got. The last lines are "RESULT moved=<bytes> end=<done|EOF|ECONNRESET|EPIPE>" and EXIT-SUCCESS.
+// for that, and says exactly what it got. The last lines are "RECEIVED <bytes>", "RESULT moved=<bytes> end=<done|EOF|ECONNRESET|EPIPE>" and EXIT-SUCCESS.
 //
 // --flow=up (client sends) | down (server sends) | echo (client sends, server sends it back)
 // --bytes=N --chunk=N --warm=TRIPS --delay-us=N (between chunks)
 // --progress=FILE: 8 bytes, the count of pattern bytes send() has accepted (sender) or recv() has given (receiver) so far
 // --die-after-ops=N: kill -9 myself after N socket calls
+// --epoll=1: a non-blocking socket and edge-triggered epoll (default: blocking calls)
+// --revoke-at=N: after N bytes sent or received the stream has to leave its ring (SO_TIMESTAMP)
+// --eat-at=N: then all the memory there is, until the kernel ends it
+// --heir-at=N: then forks; the child goes on, and the parent is killed a little later
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 
 #include "testlib.h"
@@ -26,9 +31,56 @@ struct Pump {
   uint64_t sent, received;
   bool is_client;
   const char* end;  // how it ended, nullptr while it goes on
+  int epoll;        // -1: blocking calls
 };
 
+// EAGAIN was waited for: the call is to be made again.
+bool waited(Pump* p, ssize_t n) {
+  if (n >= 0 || errno != EAGAIN || p->epoll < 0) return false;
+  epoll_event event;
+  CHECK_EQ(epoll_wait(p->epoll, &event, 1, -1), 1);
+  return true;
+}
+
+void eat_memory() {
+  for (;;) {
+    constexpr size_t kBite = 4 << 20;
+    void* memory = mmap(nullptr, kBite, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    memset(memory, 1, kBite);
+  }
+}
+
+void leave_to_heir() {
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) return;
+  sleep_ms(20);
+  kill(getpid(), SIGKILL);
+}
+
+// What the options want to happen once so many bytes were moved.
+void at_offset(Pump* p) {
+  const auto moved = static_cast<long>(p->sent + p->received);
+  const auto passed = [&](const char* name) {
+    static const char* done[3];
+    const long at = p->options->number(name, -1);
+    if (at < 0 || moved < at) return false;
+    for (const char*& one : done) {
+      if (one == name) return false;
+      if (one == nullptr) return one = name, true;
+    }
+    return false;
+  };
+  static const char kRevoke[] = "revoke-at", kEat[] = "eat-at", kHeir[] = "heir-at";
+  const int on = 1;
+  if (passed(kRevoke)) CHECK_EQ(setsockopt(p->fd, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on), 0);
+  if (passed(kEat)) eat_memory();
+  if (passed(kHeir)) leave_to_heir();
+}
+
 void count_op(Pump* p) {
+  at_offset(p);
   if (p->ops_left > 0 && --p->ops_left == 0) kill(getpid(), SIGKILL);
 }
 
@@ -44,6 +96,7 @@ bool send_next(Pump* p, size_t length) {
   pattern_fill(buffer, length, p->is_client ? kUp : kDown, p->sent);
   for (size_t done = 0; done < length;) {
     const ssize_t n = send(p->fd, buffer + done, length - done, MSG_NOSIGNAL);
+    if (waited(p, n)) continue;
     if (n < 0) {
       stop_by_errno(p);
       return false;
@@ -63,6 +116,7 @@ bool recv_next(Pump* p, size_t length, bool exactly) {
   CHECK(length <= sizeof buffer);
   for (size_t done = 0; done < length;) {
     const ssize_t n = recv(p->fd, buffer, length - done, 0);
+    if (waited(p, n)) continue;
     if (n < 0) {
       stop_by_errno(p);
       return false;
@@ -134,6 +188,15 @@ void run(Pump* p) {
   }
   p->ops_left = options.number("die-after-ops", 0);
   no_delay(p->fd);
+  p->epoll = -1;
+  if (options.number("epoll", 0) != 0) {
+    p->epoll = epoll_create1(EPOLL_CLOEXEC);
+    CHECK(p->epoll >= 0);
+    set_nonblocking(p->fd);
+    epoll_event event = {};
+    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+    CHECK_EQ(epoll_ctl(p->epoll, EPOLL_CTL_ADD, p->fd, &event), 0);
+  }
   if (warm_up(p)) {
     if (sender) {
       send_all_pattern(p, bytes, chunk, delay_us, echo);
@@ -142,6 +205,7 @@ void run(Pump* p) {
     }
   }
   close(p->fd);
+  printf("RECEIVED %llu\n", static_cast<unsigned long long>(p->received));
   printf("RESULT moved=%llu end=%s\n", static_cast<unsigned long long>(sender ? p->sent : p->received), p->end);
 }
 

@@ -2,7 +2,7 @@
 """squatter.py MODE NAME: sits on (or talks to) the abstract Unix socket of somebody else's connection.
 
 bind: bound, not listening. listen: never accepts. close: accepts and closes. garbage: accepts and sends nonsense. flood: sends as much as
-it can. stream: of the wrong socket type. connect…: connects to the name instead, and is silent, sends nonsense, closes, or floods.
+it can. stream: of the wrong socket type. connect…: connects to the name instead, and is silent, sends nonsense, closes, floods, or comes again and again.
 """
 
 import os
@@ -20,9 +20,26 @@ def nonsense(connection, flood=False):
             return
 
 
+def visit_for_ever(address):
+    """READY after the first visit."""
+    visits = []
+    while True:
+        visitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            visitor.connect(address)
+        except OSError:
+            time.sleep(0.0001)
+            continue
+        if not visits:
+            print("READY", flush=True)
+        visits = [*visits[-20:], visitor]
+
+
 def main():
     mode, name = sys.argv[1:3]
     address = "\0" + name
+    if mode == "connect-again":
+        visit_for_ever(address)
     if mode.startswith("connect"):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(address)

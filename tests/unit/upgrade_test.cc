@@ -223,5 +223,5 @@ TEST_CASE("upgrade: the two ends spell the rendezvous name alike", "[upgrade]") 
   const socklen_t b = rendezvous_name(mirrored, false, &theirs);
   REQUIRE(a == b);
   REQUIRE(std::memcmp(&ours, &theirs, a) == 0);
-  REQUIRE(std::string(ours.sun_path + 1) == "mpklink/4/127.0.0.1:1234-127.0.0.1:80");
+  REQUIRE(std::string(ours.sun_path + 1) == "mpklink/127.0.0.1:1234-127.0.0.1:80");
 }
