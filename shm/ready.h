@@ -62,10 +62,13 @@ inline bool take_armed(ArmedLine* line) {
 constexpr unsigned kWaitersMax = 4;
 inline std::uint32_t waiter_at(std::uint64_t ids, unsigned i) { return static_cast<std::uint32_t>(ids >> (16 * i)) & 0xffff; }
 
-// Adds `poller` unless it is there. False: all four fields are taken.
+// Only our side writes its word, and seldom: who finds it changed so often in between has a peer that writes it, too.
+constexpr unsigned kWaitersTries = 1000;
+
+// Adds `poller` unless it is there. False: all four fields are taken, or the peer meddles.
 inline bool add_waiter(Atomic<std::uint64_t>* word, std::uint32_t poller) {
   std::uint64_t old = word->load_relaxed();  // relaxed: the compare-exchange orders
-  for (;;) {
+  for (unsigned tries = 0; tries < kWaitersTries; ++tries) {
     unsigned free = kWaitersMax;
     for (unsigned i = 0; i < kWaitersMax; ++i) {
       if (waiter_at(old, i) == poller + 1) return true;
@@ -74,11 +77,12 @@ inline bool add_waiter(Atomic<std::uint64_t>* word, std::uint32_t poller) {
     if (free == kWaitersMax) return false;
     if (word->compare_exchange(old, old | (std::uint64_t{poller + 1} << (16 * free)))) return true;
   }
+  return false;
 }
 
 inline void remove_waiter(Atomic<std::uint64_t>* word, std::uint32_t poller) {
   std::uint64_t old = word->load_relaxed();  // relaxed: the compare-exchange orders
-  for (;;) {
+  for (unsigned tries = 0; tries < kWaitersTries; ++tries) {
     std::uint64_t next = old;
     for (unsigned i = 0; i < kWaitersMax; ++i) {
       if (waiter_at(old, i) == poller + 1) next &= ~(std::uint64_t{0xffff} << (16 * i));
