@@ -2,12 +2,12 @@
 #include "preload/pair.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "preload/assert.h"
+#include "preload/bell.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
 #include "preload/log.h"
@@ -99,6 +99,7 @@ Pair* make_pair(const Stream* s, const ProcessId& peer, std::uint32_t side, Boar
     pair->peer = peer;
     pair->peer_uid = s->peer_uid;
     pair->peer_pid = s->peer_pid;
+    pair->trusted = could_stop_us(s->peer_uid, s->peer_pid);
     pair->board = board;
     pair->control_fd = -1;
     pair->established = false;
@@ -247,6 +248,7 @@ void pairs_before_fork() {
 
 // The child has the mappings, to use streams it inherited, but neither speaks nor listens on the parent's channels.
 void pairs_forked_child() {
+  bells_forked_child();
   for (Pair* pair : g_pairs) {
     if (pair == nullptr) return;
     pair->lock.reset();
@@ -279,16 +281,8 @@ void Wakeups::ring() {
       log(LogLevel::kWarn, FMT_COMPILE("the bell of poller {} of the peer is not to be had"), ids_[i]);
       continue;
     }
-    const std::uint64_t one = 1;
     process().counters.bells.fetch_add(1);
-    // Another user's process may have made its bell blocking and full (both are properties of the shared description).
-    pollfd room = {bell, POLLOUT, 0};
-    if (!pair_->same_user && quiet().poll(&room, 1, 0) == 1 && !(room.revents & POLLOUT)) continue;
-    if (quiet().write(bell, &one, sizeof one) < 0 && errno == EAGAIN) {
-      // The counter is full (only a hostile peer gets it there): empty it, or the edge would not come.
-      std::uint64_t drained = 0;
-      if (quiet().read(bell, &drained, sizeof drained) >= 0 && quiet().write(bell, &one, sizeof one) < 0) continue;
-    }
+    ring_bell(bell, pair_->trusted);
   }
 }
 

@@ -29,7 +29,7 @@ struct Pair {
   std::uint64_t bell_sent[kPollers / 64];          // our pollers whose bell the peer has
   std::uint32_t bells_kept;
   std::uint32_t nonsense;                          // messages on the control channel that brought no bell
-  bool same_user;                                  // the peer runs as our own uid
+  bool trusted;                                    // could_stop_us
   bool offering;                                   // new: bells go with the offer, which opens the control channel
   std::uint32_t offer_bell_count;
   std::uint32_t offer_bells[8];

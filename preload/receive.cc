@@ -65,10 +65,10 @@ void take_from_ring(RingConsumer* consumer, const Window& to, int flags, Look* l
 }
 
 // A look for the program found something to read beyond what there is now: the peer has taken it back, and a receive that may block, as the
-// program had reason to believe it would not, must not wait for it. Gate open, receive lock held, nothing available.
-bool took_back(Stream* s, RingConsumer* consumer) {
-  const std::uint64_t told = s->told.load_acquire();  // before the tail, which was seen to be that far
-  return told > s->core->consumer.head.load_relaxed() && consumer->refresh() && consumer->available() == 0 && !consumer->frozen();
+// program had reason to believe it would not, must not wait for it. Gate open, receive lock held, nothing available. The tail is looked at once
+// more, as it was further than this when `told` was written.
+bool took_back(const Stream* s, RingConsumer* consumer) {
+  return __builtin_expect(s->told.load_acquire() > consumer->end(), 0) && consumer->refresh() && consumer->available() == 0 && !consumer->frozen();
 }
 
 // One gate: which path, and what the ring has.
@@ -437,7 +437,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
-    const bool waits = done == 0 && !non_blocking(s, flags);
+    const bool waits = step.on_its_way && done == 0 && !non_blocking(s, flags);
     if (step.on_its_way && (waits ? step.promised : !s->late)) {
       waited = true;
       steps.allow();

@@ -45,7 +45,6 @@ Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bel
   }
   pair->control_fd = s->rendezvous_fd;
   pair->nonce = offer.pair_nonce;
-  pair->same_user = s->peer_uid == ::geteuid();
   for (std::uint32_t i = 0; i < offer.bell_count; ++i) {
     keep_peer_bell(pair, offer.bells[i], bell_fds[i]);
     bell_fds[i] = -1;

@@ -44,7 +44,6 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   }
   pair->control_fd = s->rendezvous_fd;
   pair->nonce = random_id();
-  pair->same_user = s->peer_uid == ::geteuid();
   pair->offering = true;
   const Gate gate;
   pair->board->header.magic = kBoardMagic;

@@ -96,7 +96,15 @@ void memory_punched(Attack* a) {
   }
 }
 
-// Bells that are files, pipes and sockets, that are full and would block whoever writes, or that do not belong to anybody.
+// Full, and blocks whoever writes.
+int full_bell() {
+  const int bell = eventfd(0, EFD_CLOEXEC);
+  const std::uint64_t full = ~std::uint64_t{0} - 1;
+  CHECK_EQ(write(bell, &full, sizeof full), sizeof full);
+  return bell;
+}
+
+// Bells that are files, pipes and sockets, that are full, or that do not belong to anybody.
 int bad_bell(Attack* a) {
   switch (a->below(8)) {
     case 0: return one_end(true);
@@ -107,16 +115,15 @@ int bad_bell(Attack* a) {
     case 5: return open("/", O_PATH | O_CLOEXEC);
     case 6: return make_memfd({4096, 0, 0});
     default: {
-      const int bell = eventfd(0, EFD_CLOEXEC);
-      const std::uint64_t full = ~std::uint64_t{0} - 1;
-      CHECK_EQ(write(bell, &full, sizeof full), sizeof full);
+      const int bell = full_bell();
+      CHECK_EQ(fcntl(bell, F_SETFL, O_NONBLOCK), 0);
       return bell;
     }
   }
 }
 
 // Has the victim ring all of them at each of its steps.
-void bell_kinds(Attack* a) {
+void ring_all(Attack* a, bool blocking) {
   while (!a->over()) {
     Peer p(a);
     if (!p.meet()) continue;
@@ -126,7 +133,7 @@ void bell_kinds(Attack* a) {
     o.bell_count = kOfferBellsMax;
     for (std::uint32_t i = 0; i < kOfferBellsMax; i++) {
       o.bells[i] = a->below(8) == 0 ? static_cast<std::uint32_t>(a->random->next()) : i;
-      fds[2 + i] = bad_bell(a);
+      fds[2 + i] = blocking ? full_bell() : bad_bell(a);
     }
     p.send_offer(o, fds, kMessageFdsMax);
     const bool shared = p.await_accepted();
@@ -141,6 +148,10 @@ void bell_kinds(Attack* a) {
     }
   }
 }
+
+void bell_kinds(Attack* a) { ring_all(a, false); }
+// To be run by another user: one of the victim's own could stop it by a signal as well.
+void bell_blocks(Attack* a) { ring_all(a, true); }
 
 // Descriptors whose close would wait: TCP sockets that linger for an hour on bytes that nobody takes.
 int lingering() {
@@ -177,6 +188,7 @@ constexpr Case kCases[] = {
     {"memory-kinds", memory_kinds},
     {"memory-punched", memory_punched},
     {"bell-kinds", bell_kinds},
+    {"bell-blocks", bell_blocks},
     {"lingering-fds", lingering_fds},
 };
 
