@@ -17,6 +17,8 @@ constexpr std::uint32_t kCallsBeforeKernel = 16;
 constexpr std::uint64_t kCyclesBeforeKernel = 200000;  // about 100 microseconds at 2 GHz
 constexpr int kOwnEventsRounds = 64;
 
+constexpr std::uint64_t kCyclesBeforeQuiet = 100000000;  // about 50 milliseconds
+
 int collect(EpollSet* set, epoll_event* events, int max) {
   if (max <= 0) return 0;
   const LockGuard guard(set->lock);
@@ -36,6 +38,18 @@ int kernel_wait(const EpollSet* set, epoll_event* events, int max, std::int64_t 
   return r.epoll_pwait(set->epfd, events, max, ms > 0x7fffffff ? 0x7fffffff : static_cast<int>(ms), mask);
 }
 
+// Nothing comes of a full ring whose reader has died, nor of a set in this one: they are looked at by time, however busy others keep the set.
+void look_at_quiet(EpollSet* set, bool now) {
+  if (!set->wants_space && set->links.load_relaxed() == 0) return;  // relaxed: a hint
+  const std::uint64_t tsc = __rdtsc();
+  if (!now && tsc - set->quiet_look_tsc < kCyclesBeforeQuiet) return;
+  set->quiet_look_tsc = tsc;
+  const LockGuard guard(set->lock);
+  set->wants_space = false;
+  push_members_without_space(set);
+  push_links(set);
+}
+
 // Asks the kernel without waiting. -1 with errno as epoll_wait(2).
 int ask_kernel(EpollSet* set, epoll_event* events, int max, const sigset_t* mask) {
   int kept = 0;
@@ -48,6 +62,7 @@ int ask_kernel(EpollSet* set, epoll_event* events, int max, const sigset_t* mask
   }
   set->kernel_asked_tsc = __rdtsc();
   set->calls_since_kernel = 0;
+  look_at_quiet(set, false);
   return n < 0 ? n : kept;
 }
 
@@ -150,15 +165,6 @@ int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeo
   return n;
 }
 
-// Nothing came in time: looks again at full rings and at the sets in this one.
-void look_at_quiet(EpollSet* set) {
-  if (!set->wants_space && set->links.load_relaxed() == 0) return;  // relaxed: a hint
-  const LockGuard guard(set->lock);
-  set->wants_space = false;
-  push_members_without_space(set);
-  push_links(set);
-}
-
 // Arms, looks again, sleeps. Returns as epoll_wait(2); 0 with *again: nothing for the program yet.
 int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call, bool* again) {
   *again = true;
@@ -180,7 +186,7 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
     *again = false;
     return n;
   }
-  if (n == 0) look_at_quiet(set);
+  look_at_quiet(set, n == 0);
   const int kept = filter(set, events, n);
   const int told = kept + collect(set, events + kept, max - kept);
   set->rings_first = kept == max;

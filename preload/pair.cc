@@ -2,6 +2,7 @@
 #include "preload/pair.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -62,9 +63,8 @@ bool keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
 
 bool peer_gone(const Pair* pair) {
   if (pair->control_fd < 0) return pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-  char byte = 0;
-  const ssize_t n = quiet().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return n == 0 || (n < 0 && errno != EAGAIN);
+  pollfd end = {pair->control_fd, POLLRDHUP, 0};  // whatever it has left unread
+  return quiet().poll(&end, 1, 0) == 1 && end.revents != 0;
 }
 
 SpinLock& pairs_lock() { return g_pairs_lock; }
