@@ -72,7 +72,7 @@ struct EpollSet {
   Hint<std::uint32_t> calls_since_kernel;  // fairness between rings and kernel; a lost count is a late look
   Hint<std::uint64_t> kernel_asked_tsc;
   Hint<bool> wants_space;             // the last look left a wish for space in a full ring
-  Hint<std::uint64_t> space_looked_tsc;
+  Hint<std::uint64_t> quiet_look_tsc;  // when those were looked at last although nothing had come
   Hint<bool> rings_first;             // the kernel's descriptors filled the last answer
   Hint<bool> kernel_has_more;          // the last answer was full, and some of it was the kernel's
   SpinHistory spin;

@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::uint32_t kCallsBeforeKernel = 16;
 constexpr std::uint64_t kCyclesBeforeKernel = 200000;  // about 100 microseconds at 2 GHz
-constexpr std::uint64_t kCyclesBeforeSpace = 100000000;  // about 50 milliseconds
+constexpr std::uint64_t kCyclesBeforeQuiet = 100000000;   // about 50 milliseconds
 constexpr int kOwnEventsRounds = 64;
 
 int collect(EpollSet* set, epoll_event* events, int max) {
@@ -39,6 +39,18 @@ int kernel_wait(const EpollSet* set, epoll_event* events, int max, std::int64_t 
   return r.epoll_pwait(set->epfd, events, max, ms > 0x7fffffff ? 0x7fffffff : static_cast<int>(ms), mask);
 }
 
+// Nothing comes of a full ring whose reader has died, nor of a set in this one: they are looked at by time, however busy others keep the set.
+void look_at_quiet(EpollSet* set, bool now) {
+  if (!set->wants_space && set->links.load_relaxed() == 0) return;  // relaxed: a hint
+  const std::uint64_t tsc = __rdtsc();
+  if (!now && tsc - set->quiet_look_tsc < kCyclesBeforeQuiet) return;
+  set->quiet_look_tsc = tsc;
+  const LockGuard guard(set->lock);
+  set->wants_space = false;
+  push_members_without_space(set);
+  push_links(set);
+}
+
 // Asks the kernel without waiting. -1 with errno as epoll_wait(2).
 int ask_kernel(EpollSet* set, epoll_event* events, int max, const sigset_t* mask) {
   int kept = 0;
@@ -51,21 +63,12 @@ int ask_kernel(EpollSet* set, epoll_event* events, int max, const sigset_t* mask
   }
   set->kernel_asked_tsc = __rdtsc();
   set->calls_since_kernel = 0;
+  look_at_quiet(set, false);
   return n < 0 ? n : kept;
 }
 
 bool kernel_due(const EpollSet* set) {
   return set->kernel_has_more || set->calls_since_kernel >= kCallsBeforeKernel || __rdtsc() - set->kernel_asked_tsc > kCyclesBeforeKernel;
-}
-
-// Looks again at full rings and at the sets in this one: nothing came in time, or only from others.
-void look_at_quiet(EpollSet* set) {
-  if (!set->wants_space && set->links.load_relaxed() == 0) return;  // relaxed: a hint
-  const LockGuard guard(set->lock);
-  set->wants_space = false;
-  set->space_looked_tsc = __rdtsc();
-  push_members_without_space(set);
-  push_links(set);
 }
 
 bool bits_waiting(EpollSet* set) {
@@ -192,7 +195,7 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
     *again = false;
     return n;
   }
-  if (n == 0) look_at_quiet(set);
+  look_at_quiet(set, n == 0);
   const int kept = filter(set, events, n);
   const int told = kept + collect(set, events + kept, max - kept);
   set->rings_first = kept == max;
@@ -217,7 +220,6 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
   for (;;) {
     enter_set(set);
     const bool due = asked || timeout_ns == 0 || kernel_due(set);
-    if (due && set->wants_space && __rdtsc() - set->space_looked_tsc > kCyclesBeforeSpace) look_at_quiet(set);
     // Whichever filled the whole array last time goes second now: neither the kernel's descriptors nor the rings starve.
     int n = due && set->rings_first ? collect(set, events, maxevents) : 0;
     const bool rings_went_first = n > 0;

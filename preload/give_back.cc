@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "preload/log.h"
+#include "preload/patience.h"
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
@@ -73,8 +74,10 @@ bool give_back_patiently(int fd, Stream* s, Lock lock) {
       make_room(fd, s);
       continue;
     }
+    if (!patience_left()) break;
     pollfd p = {fd, POLLOUT, 0};
     quiet().poll(&p, 1, kRoundMs);
+    if (round == kRounds - 1) patience_lost(kRounds * kRoundMs * std::uint64_t{1000000});
   }
   log(LogLevel::kError, FMT_COMPILE("fd {}: the peer does not take the bytes that go back to TCP"), fd);
   return false;
@@ -85,6 +88,7 @@ bool give_back_patiently(int fd, Stream* s, Lock lock) {
 bool give_back(int fd, Stream* s, int flags) {
   const ErrnoSaver keep;
   note_revoked(s);
+  bool made_room = false;
   for (;;) {
     Chunk c;
     next_chunk(s, &c);
@@ -92,7 +96,13 @@ bool give_back(int fd, Stream* s, int flags) {
     if (!c.any) return true;
     STOP_POINT("chunk-copied");
     const ssize_t n = quiet().send(fd, c.bytes, c.size, MSG_DONTWAIT | MSG_NOSIGNAL | flags);
-    if (n < 0 && errno == EAGAIN) return false;
+    if (n < 0 && errno == EAGAIN) {
+      // All of it now, where it can be: whoever was told of these bytes does not wait for our next operation.
+      if (made_room) return false;
+      make_room(fd, s);
+      made_room = true;
+      continue;
+    }
     if (n < 0) {
       if (errno != EPIPE) s->pending_error.store_release(static_cast<std::uint32_t>(errno));
       stop_returning(s);

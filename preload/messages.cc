@@ -26,8 +26,11 @@ bool send_message(int socket, const void* message, std::size_t size, const int* 
 }
 
 void close_all(const int* fds, int count) {
+  const linger none = {};
   for (int i = 0; i < count; ++i) {
-    if (fds[i] >= 0) quiet().close(fds[i]);
+    if (fds[i] < 0) continue;
+    real().setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &none, sizeof none);
+    quiet().close(fds[i]);
   }
 }
 
@@ -51,7 +54,7 @@ bool receive_message(int socket, void* message, std::size_t size, int (&fds)[kMe
       if (got < kMessageFdsMax) {
         fds[got++] = fd;
       } else {
-        quiet().close(fd);
+        close_all(&fd, 1);
       }
     }
   }

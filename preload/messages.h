@@ -43,6 +43,7 @@ bool send_message(int socket, const void* message, std::size_t size, const int* 
 // (all received ones closed); ECONNRESET the peer is gone. `fds` has room for kMessageFdsMax; on success *count are in it and
 // the caller's.
 bool receive_message(int socket, void* message, std::size_t size, int (&fds)[kMessageFdsMax], int* count);
+// Of what a peer has sent: whatever the descriptors are, no close waits (as one of a socket that lingers would).
 void close_all(const int* fds, int count);
 
 }  // namespace mpklink

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "preload/assert.h"
+#include "preload/bell.h"
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
 #include "preload/log.h"
@@ -18,24 +19,25 @@
 namespace mpklink {
 namespace {
 
+// A peer that has said so much that is none of ours is not listened to any more: it could go on for ever.
+constexpr std::uint32_t kNonsenseMax = 64;
+
 SpinLock g_pairs_lock;
 Pair* g_pairs[kPairsMax];
+Atomic<std::uint32_t> g_bells_kept;
 
-// Reads the bells that have arrived; no more than there are pollers, or a peer that sends and sends would hold us here. pair->lock held.
+// Reads every bell that has arrived: over its life a pair reads kPeerBellsMax + kNonsenseMax messages at most. pair->lock held.
 void drain_control(Pair* pair) {
-  for (std::uint32_t n = 0; n < kPollers; ++n) {
+  while (pair->nonsense < kNonsenseMax) {
     BellMessage message = {};
     int fds[kMessageFdsMax];
     int count = 0;
-    if (!receive_message(pair->control_fd, &message, sizeof message, fds, &count)) {
-      if (errno == EPROTO) continue;  // nonsense, or a bell we had no descriptor for: its poller stays unknown
-      return;
-    }
-    if (message.type != MessageType::kBell || count != 1) {
-      close_all(fds, count);
-      continue;
-    }
-    keep_peer_bell(pair, message.poller, fds[0]);
+    const bool whole = receive_message(pair->control_fd, &message, sizeof message, fds, &count);
+    if (!whole && errno != EPROTO) return;
+    // Else nonsense, or a bell we had no descriptor for: its poller stays unknown.
+    const bool bell = whole && message.type == MessageType::kBell && count == 1;
+    if (!bell) close_all(fds, count);
+    if (!bell || !keep_peer_bell(pair, message.poller, fds[0])) ++pair->nonsense;
   }
 }
 
@@ -44,34 +46,36 @@ void drain_control(Pair* pair) {
 // Only what can be a bell is kept: writing to a pipe, a socket or a file of the peer's choosing could block us, kill us with
 // SIGPIPE, or change the file. Anonymous inodes have no type in st_mode; those that are no eventfd refuse write(2).
 // The first bell of a poller stays: replacing it would close a descriptor under another thread's write.
-void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
+bool keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
   struct stat st = {};
   const bool sound = id < kPollers && ::fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0;
-  if (!sound || pair->peer_bell[id].load_acquire() != 0 || pair->bells_kept >= kPeerBellsMax) {
-    quiet().close(fd);
-    return;
+  const bool room = pair->bells_kept < kPeerBellsMax && g_bells_kept.load_relaxed() < kAllPeerBellsMax;  // relaxed: one more or less
+  if (!sound || pair->peer_bell[id].load_acquire() != 0 || !room) {
+    close_all(&fd, 1);
+    return false;
   }
   const int hidden = hide_fd(fd);
-  if (hidden < 0) return;
+  if (hidden < 0) return false;
   ++pair->bells_kept;
+  g_bells_kept.fetch_add(1);
   pair->peer_bell[id].store_release(static_cast<std::uint32_t>(hidden) + 1);
+  return true;
 }
 
 bool peer_gone(const Pair* pair) {
   if (pair->control_fd < 0) return pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-  // Not by a read: what it sent before it died may be unread, and would hide its end.
-  pollfd end = {pair->control_fd, 0, 0};
-  return quiet().poll(&end, 1, 0) == 1 && (end.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
+  pollfd end = {pair->control_fd, POLLRDHUP, 0};  // whatever it has left unread
+  return quiet().poll(&end, 1, 0) == 1 && end.revents != 0;
 }
 
 SpinLock& pairs_lock() { return g_pairs_lock; }
 Pair* pair_at(std::uint32_t index) { return g_pairs[index]; }
 
-Pair* find_pair(const ProcessId& peer, std::uint32_t side, const ProcessId* nonce) {
+Pair* find_pair(const Stream* s, const ProcessId& peer, std::uint32_t side, const ProcessId* nonce) {
   Pair* found = nullptr;
   for (Pair* pair : g_pairs) {
     if (pair == nullptr) break;
-    const bool fits = pair->used && pair->side == side && pair->peer == peer &&
+    const bool fits = pair->used && pair->side == side && pair->peer == peer && pair->peer_uid == s->peer_uid && pair->peer_pid == s->peer_pid &&
                       pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
     if (!fits || (nonce != nullptr && !(pair->nonce == *nonce))) continue;
     const bool newer = found != nullptr && !pair->established && !found->established && pair->made_ns > found->made_ns;
@@ -80,7 +84,7 @@ Pair* find_pair(const ProcessId& peer, std::uint32_t side, const ProcessId* nonc
   return found;
 }
 
-Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board) {
+Pair* make_pair(const Stream* s, const ProcessId& peer, std::uint32_t side, Board* board) {
   for (std::uint32_t i = 0; i < kPairsMax; ++i) {
     if (g_pairs[i] != nullptr && g_pairs[i]->used) continue;
     if (g_pairs[i] == nullptr) {
@@ -94,6 +98,9 @@ Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board) {
     pair->index = i;
     pair->generation = process().generation.load_relaxed();  // relaxed: changes by fork only
     pair->peer = peer;
+    pair->peer_uid = s->peer_uid;
+    pair->peer_pid = s->peer_pid;
+    pair->trusted = could_stop_us(s->peer_uid, s->peer_pid);
     pair->board = board;
     pair->control_fd = -1;
     pair->established = false;
@@ -101,7 +108,7 @@ Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board) {
     pair->made_ns = now_ns();
     pair->offering = false;
     pair->offer_bell_count = 0;
-    pair->bells_kept = 0;
+    pair->bells_kept = pair->nonsense = 0;
     pair->used = true;
     return pair;
   }
@@ -113,6 +120,7 @@ void destroy_pair(Pair* pair) {
   pair->used = false;
   close_hidden(pair->control_fd);
   pair->control_fd = -1;
+  g_bells_kept.fetch_add(~pair->bells_kept + 1);
   for (auto& bell : pair->peer_bell) {
     if (bell.load_relaxed() == 0) continue;  // relaxed: nobody else uses a pair without streams
     close_hidden(static_cast<int>(bell.exchange(0)) - 1);
@@ -241,6 +249,7 @@ void pairs_before_fork() {
 
 // The child has the mappings, to use streams it inherited, but neither speaks nor listens on the parent's channels.
 void pairs_forked_child() {
+  bells_forked_child();
   for (Pair* pair : g_pairs) {
     if (pair == nullptr) return;
     pair->lock.reset();
@@ -274,16 +283,8 @@ void Wakeups::ring() {
       log(LogLevel::kWarn, FMT_COMPILE("the bell of poller {} of the peer is not to be had"), ids_[i]);
       continue;
     }
-    const std::uint64_t one = 1;
     process().counters.bells.fetch_add(1);
-    // Another user's process may have made its bell blocking and full (both are properties of the shared description).
-    pollfd room = {bell, POLLOUT, 0};
-    if (!pair_->same_user && quiet().poll(&room, 1, 0) == 1 && !(room.revents & POLLOUT)) continue;
-    if (quiet().write(bell, &one, sizeof one) < 0 && errno == EAGAIN) {
-      // The counter is full (only a hostile peer gets it there): empty it, or the edge would not come.
-      std::uint64_t drained = 0;
-      if (quiet().read(bell, &drained, sizeof drained) >= 0 && quiet().write(bell, &one, sizeof one) < 0) continue;
-    }
+    ring_bell(bell, pair_->trusted);
   }
 }
 

@@ -15,6 +15,7 @@ struct Pair {
   std::uint32_t index;  // in the table of pairs
   std::uint32_t generation;  // process().generation of its maker: a forked child must not use its control channel
   ProcessId peer;
+  std::uint32_t peer_uid, peer_pid;  // as SO_PEERCRED shows: an id is only a word of the peer
   ProcessId nonce;      // names the pair to its two processes and to nobody else
   Board* board;
   Hint<int> control_fd;
@@ -27,20 +28,22 @@ struct Pair {
   Atomic<std::uint32_t> peer_bell[kPollers];       // fd + 1
   std::uint64_t bell_sent[kPollers / 64];          // our pollers whose bell the peer has
   std::uint32_t bells_kept;
-  bool same_user;                                  // the peer runs as our own uid
+  std::uint32_t nonsense;                          // messages on the control channel that brought no bell
+  bool trusted;                                    // could_stop_us
   bool offering;                                   // new: bells go with the offer, which opens the control channel
   std::uint32_t offer_bell_count;
   std::uint32_t offer_bells[8];
 };
 
 constexpr std::uint32_t kPairsMax = 1024;
-constexpr std::uint32_t kPeerBellsMax = 512;  // descriptors one peer may park with us
+constexpr std::uint32_t kPeerBellsMax = 512;      // descriptors one peer may park with us
+constexpr std::uint32_t kAllPeerBellsMax = 4096;  // … and all of them
 
 // All of these under pairs_lock().
 SpinLock& pairs_lock();
-// nonce null: any pair with that process, an established one first.
-Pair* find_pair(const ProcessId& peer, std::uint32_t side, const ProcessId* nonce);
-Pair* make_pair(const ProcessId& peer, std::uint32_t side, Board* board);  // null: limit or no memory
+// The pair with the process at the other end of `s`, which says that its id is `peer`. nonce null: any, an established one first.
+Pair* find_pair(const Stream* s, const ProcessId& peer, std::uint32_t side, const ProcessId* nonce);
+Pair* make_pair(const Stream* s, const ProcessId& peer, std::uint32_t side, Board* board);  // null: limit or no memory
 void release_pair(Pair* pair);   // one stream less; the last one lets the pair be collected when the peer is gone
 void collect_pairs();            // frees the pairs without streams whose peer is gone
 void destroy_pair(Pair* pair);
@@ -56,7 +59,7 @@ void give_slot(Pair* pair, const Stream* stream, bool keep);  // keep: the numbe
 
 // The peer's bell of poller `id`, fetched from the control channel when it is new; -1: it cannot be had.
 int peer_bell(Pair* pair, std::uint32_t id);
-void keep_peer_bell(Pair* pair, std::uint32_t id, int fd);  // takes the descriptor over
+bool keep_peer_bell(Pair* pair, std::uint32_t id, int fd);  // takes the descriptor over; false: it is of no use
 // Makes sure the peer has the bell of our poller before the poller's number is published. False: it cannot be sent.
 // *fresh (when not null): it was sent just now. A peer that cannot take it (EMFILE) leaves the ring with its next message;
 // one that was between its look at the waiters and its publish is covered by the sleeper, which does not sleep long at once.

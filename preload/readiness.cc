@@ -46,6 +46,7 @@ void look_at_input(Stream* s, Readiness* r) {
   // A lie is reported as an error by the read that the program will do now.
   if (!consumer.refresh() || consumer.available() >= low_water(s)) {
     r->events |= kReads;
+    s->told.store_release(consumer.end());
   } else if ((s->sticky.load_relaxed() & kStickyIn) != 0) {  // relaxed: a look
     r->ask_kernel |= EPOLLIN;
   }
@@ -64,7 +65,8 @@ void look_at_output(Stream* s, Readiness* r) {
     r->ask_kernel |= EPOLLOUT;
     return;
   }
-  const bool closed = outgoing(s).consumer.closed.load_relaxed() != 0;  // relaxed: behind the acquire in refresh
+  const std::uint32_t end = outgoing(s).consumer.closed.load_relaxed();  // relaxed: behind the acquire in refresh
+  const bool closed = end == kShut || end == kClosed;                    // nothing else makes a send go on
   if (corrupt || closed || producer.writable() || producer.wish_space(&corrupt) || corrupt) {
     r->events |= kWrites;
   } else if (note_full(s, producer.head())) {

@@ -14,6 +14,7 @@
 #include "preload/log.h"
 #include "preload/on_unwind.h"
 #include "preload/pair.h"
+#include "preload/patience.h"
 #include "preload/readiness.h"
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
@@ -63,6 +64,13 @@ void take_from_ring(RingConsumer* consumer, const Window& to, int flags, Look* l
   }
 }
 
+// A look for the program found something to read beyond what there is now: the peer has taken it back, and a receive that may block, as the
+// program had reason to believe it would not, must not wait for it. Gate open, receive lock held, nothing available. The tail is looked at once
+// more, as it was further than this when `told` was written.
+bool took_back(const Stream* s, RingConsumer* consumer) {
+  return __builtin_expect(s->told.load_acquire() > consumer->end(), 0) && consumer->refresh() && consumer->available() == 0 && !consumer->frozen();
+}
+
 // One gate: which path, and what the ring has.
 Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   Look look;
@@ -91,6 +99,8 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
       } else if (!(flags & MSG_PEEK) && consumer.take_wish()) {
         wakeups->collect(s);
       }
+    } else if (!look.lied) {
+      look.lied = took_back(s, &consumer);
     }
   }
   look.moved = look.path != before || (incoming(s).producer.look_back.load_relaxed() != 0 &&  // relaxed: a hint
@@ -202,9 +212,10 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit, bool shut)
 }
 
 // The ring was frozen with bytes in it, and the sender is about to give them back, or has, and the kernel is about to deliver them, or
-// it will at its next operation.
-bool still_to_come(Stream* s) {
+// it will at its next operation. *promised: some look has told the program of them.
+bool still_to_come(Stream* s, bool* promised) {
   const Gate gate;
+  *promised = s->told.load_relaxed() > s->core->consumer.head.load_relaxed();  // relaxed: earlier looks
   return not_received(s) > 0;
 }
 
@@ -266,7 +277,7 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
     const bool moved_on = count_and_follow(s, n, c.flags);
     *follow = moved_on || *follow;
     // The ring has more for this call, perhaps, or what was in it is on its way, piece by piece.
-    of_kernel.more = moved_on || (look.path == Path::kTcpAgain && !s->stay_plain.load_relaxed() && still_to_come(s));  // relaxed: set once
+    of_kernel.more = moved_on || (look.path == Path::kTcpAgain && !s->stay_plain.load_relaxed() && still_to_come(s, &of_kernel.promised));  // relaxed: set once
     return of_kernel;
   }
   const int error = n < 0 ? errno : 0;
@@ -274,7 +285,7 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
     s->sticky.fetch_and(~std::uint32_t{kStickyIn});
     Step nothing = failed(EAGAIN);
     // Where we froze the ring ourselves the sender may not be at it at all (revoke.cc has waited).
-    nothing.on_its_way = look.path == Path::kTcpAgain && !s->stay_plain.load_relaxed() && still_to_come(s);  // relaxed: set once
+    nothing.on_its_way = look.path == Path::kTcpAgain && !s->stay_plain.load_relaxed() && still_to_come(s, &nothing.promised);  // relaxed: set once
     return nothing;
   }
   if (error == EFAULT) return failed(EFAULT);
@@ -349,20 +360,36 @@ bool peek_again(const Call& c, std::size_t got, std::size_t total, std::uint64_t
 }
 
 // A sender that is at it needs some tens of microseconds, and its turn on a busy machine. One that is not is waited for once.
-constexpr unsigned kYields = 500;
-constexpr unsigned kNapsMax = kYields + 3000;  // about 0.5 s
+constexpr std::uint64_t kNapsNs = 500000000;
+constexpr std::uint64_t kImpatientNs = 100000000;  // before a stream is given up for lost, all patience gone
 
-void nap(int fd, Stream* s, unsigned count) {
-  if (count == 0 && pin(fd, s)) {
-    answer_in_this_process(s);
-    unpin(s);
+// *since: when the first was. `least`: so long in any case. False: no more of them.
+bool nap(int fd, Stream* s, std::uint64_t* since, std::uint64_t least) {
+  const std::uint64_t now = now_ns();
+  if (*since == 0) {
+    *since = now;
+    if (pin(fd, s)) {
+      answer_in_this_process(s);
+      unpin(s);
+    }
   }
-  if (count < kYields) {
+  const std::uint64_t waited = now - *since;
+  if (waited < kMomentNs) {
     sched_yield();
-    return;
+    return true;
   }
+  if (waited >= least && !patience_left()) return false;
+  if (waited > kNapsNs) return patience_lost(waited), false;
   const timespec time = {0, 100000};
   raw_syscall(SYS_nanosleep, reinterpret_cast<long>(&time), 0);  // raw: no cancellation point
+  return true;
+}
+
+// Bytes that a look promised do not come: their sender froze them and did not give them back at once, as we do (give_back). A call that
+// may block would wait for as long as it likes.
+void poison_liar(const Call& c) {
+  const TransferLock lock(c.fd, c.s, TransferLock::kReceive);
+  if (lock.held()) poison(c.fd, c.s);
 }
 
 // Until the call has its bytes, the end or an error.
@@ -375,7 +402,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
   std::size_t done = 0;
   std::uint64_t deadline = 0;
   bool waited = false;
-  unsigned naps = 0;
+  std::uint64_t naps_since = 0;
   Undisturbed steps;  // what there is comes in one, whatever handlers receive from the stream
   for (;;) {
     Step step;
@@ -410,12 +437,14 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
-    if (step.on_its_way && (done > 0 || non_blocking(s, flags)) && !s->late) {
+    const bool waits = step.on_its_way && done == 0 && !non_blocking(s, flags);
+    if (step.on_its_way && (waits ? step.promised : !s->late)) {
       waited = true;
       steps.allow();
-      nap(c->fd, s, naps++);
+      const bool late = !nap(c->fd, s, &naps_since, waits ? kImpatientNs : kMomentNs);
       steps.again();
-      s->late = naps == kNapsMax;
+      if (late && waits) poison_liar(*c);
+      s->late = late;
       continue;
     }
     if (step.error != EAGAIN || non_blocking(s, flags)) return finish_call(s, done, step.error);

@@ -78,8 +78,8 @@ void withdraw_offer(Stream* s, Reason reason) {
   if (state_of(s) == State::kOffered) {
     const Gate gate;
     std::uint32_t expected = kOffered;
-    withdrawn = s->channel->accept_state.compare_exchange(expected, kWithdrawn);
-    accepted = !withdrawn && expected == kAccepted;
+    accepted = !s->channel->accept_state.compare_exchange(expected, kWithdrawn) && expected == kAccepted;
+    withdrawn = !accepted;  // also by a peer that wrote what is no answer
   }
   if (withdrawn) {
     detach_channel(s);

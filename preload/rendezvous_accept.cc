@@ -17,7 +17,7 @@ namespace {
 Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bell_fds, Reason* reason) {
   if (!offer.new_pair) {
     // By the pair's secret: a process id is said to everybody who asks, and two processes may have several pairs.
-    Pair* pair = find_pair(offer.process, 1, &offer.pair_nonce);
+    Pair* pair = find_pair(s, offer.process, 1, &offer.pair_nonce);
     if (pair == nullptr) *reason = Reason::kPeerProtocol;
     return pair;
   }
@@ -38,7 +38,7 @@ Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bel
     const Gate gate;
     sound = board->header.magic == kBoardMagic && board->header.version == kLayoutVersion;
   }
-  Pair* pair = sound ? make_pair(offer.process, 1, board) : nullptr;
+  Pair* pair = sound ? make_pair(s, offer.process, 1, board) : nullptr;
   if (pair == nullptr) {
     *reason = sound ? Reason::kLimit : Reason::kPeerProtocol;
     process().guard.unmap(sys, at);
@@ -46,7 +46,6 @@ Pair* pair_of_offer(Stream* s, const OfferMessage& offer, int board_fd, int* bel
   }
   pair->control_fd = s->rendezvous_fd;
   pair->nonce = offer.pair_nonce;
-  pair->same_user = s->peer_uid == ::geteuid();
   for (std::uint32_t i = 0; i < offer.bell_count; ++i) {
     keep_peer_bell(pair, offer.bells[i], bell_fds[i]);
     bell_fds[i] = -1;

@@ -21,7 +21,7 @@ constexpr std::uint64_t kAwaitNs = 1000000000;  // a peer stopped for longer tha
 Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   *board_fd = -1;
   *later = false;
-  Pair* pair = find_pair(s->peer_id, 0, nullptr);
+  Pair* pair = find_pair(s, s->peer_id, 0, nullptr);
   if (pair != nullptr && !pair->established && pair->streams > 0 && now_ns() - pair->made_ns < kPostponeNs) {
     *later = true;  // its first stream is still on its way to be accepted
     return nullptr;
@@ -35,7 +35,7 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
     return nullptr;
   }
   unsigned char* at = process().guard.map(sys, 0, *board_fd, sizeof(Board));
-  pair = at == nullptr ? nullptr : make_pair(s->peer_id, 0, reinterpret_cast<Board*>(at));
+  pair = at == nullptr ? nullptr : make_pair(s, s->peer_id, 0, reinterpret_cast<Board*>(at));
   if (pair == nullptr) {
     *reason = at == nullptr ? segment_reason(errno) : Reason::kLimit;
     if (at != nullptr) process().guard.unmap(sys, at);
@@ -45,7 +45,6 @@ Pair* pair_for_offer(Stream* s, int* board_fd, bool* later, Reason* reason) {
   }
   pair->control_fd = s->rendezvous_fd;
   pair->nonce = random_id();
-  pair->same_user = s->peer_uid == ::geteuid();
   pair->offering = true;
   const Gate gate;
   pair->board->header.magic = kBoardMagic;

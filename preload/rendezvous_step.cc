@@ -113,6 +113,7 @@ bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Rea
   socklen_t size = sizeof creds;
   if (real().getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &creds, &size) != 0) return false;
   s->peer_uid = creds.uid;
+  s->peer_pid = static_cast<std::uint32_t>(creds.pid);
   if (settings.peers == PeerPolicy::kAny) return true;
   if (!uid_is_somebody(creds.uid)) return false;
   TcpEnd end = {};
@@ -204,6 +205,7 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
   s->bells_lost.store_relaxed(0);
   s->stalled.store_relaxed(0);
   s->full_since_ns.store_relaxed(0);
+  s->told.store_relaxed(0);
   s->ring_tx_base = s->ring_rx_base = 0;
   const Gate gate;
   s->core->holders.store_relaxed(1);

@@ -10,6 +10,7 @@
 #include "preload/give_back.h"
 #include "preload/log.h"
 #include "preload/pair.h"
+#include "preload/patience.h"
 #include "preload/pollers.h"
 #include "preload/rendezvous.h"
 #include "preload/transfer_lock.h"
@@ -140,7 +141,9 @@ void wait_until_returned(int fd, Stream* s) {
       if (incoming(s).producer.returned.load_acquire() != 0) break;   // SYNC: returned
       if (incoming(s).consumer.closed.load_acquire() == kShut) break;  // SYNC: closed. It stays where it is
     }
-    if (now_ns() - start > kReturnWaitNs) {
+    const std::uint64_t waited = now_ns() - start;
+    if (waited > kMomentNs && (waited > kReturnWaitNs || !patience_left())) {
+      if (waited > kReturnWaitNs) patience_lost(waited);
       log(LogLevel::kInfo, FMT_COMPILE("fd {}: the peer is busy elsewhere; unread bytes come back at its next operation"), fd);
       break;
     }

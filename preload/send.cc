@@ -184,6 +184,7 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
     return failed(ECONNRESET);
   }
   const bool behind = route.frozen && !give_back(c.fd, s);
+  if (route.frozen && s->poisoned.load_acquire()) return failed(ECONNRESET);  // not what the kernel says now, with SIGPIPE
   if (route.frozen && route.taken == 0) {
     if (const std::uint32_t error = s->pending_error.exchange(0)) return failed(static_cast<int>(error));  // TCP's, just now
   }

@@ -70,7 +70,7 @@ void reset_stream(Stream* s) {
   s->owner_generation = process().generation.load_relaxed();  // relaxed: changes by fork only
   s->rendezvous_fd = -1;
   s->rendezvous_step = 0;
-  s->peer_uid = 0;
+  s->peer_uid = s->peer_pid = 0;
   s->rearming = nullptr;
   s->late = false;
   s->members = nullptr;

@@ -82,6 +82,7 @@ struct Stream {
   Atomic<std::uint32_t> pending_error;  // errno to report once
   Atomic<std::uint32_t> send_over_tcp;  // the peer will not read the ring again, or we shut down: TCP answers
   Atomic<std::uint32_t> bells_lost;     // a poller of the peer cannot be rung: the ring has to end
+  Atomic<std::uint64_t> told;           // how far into the incoming ring there was something to read, as a look for the program said
   Atomic<std::uint32_t> poisoned;       // the peer lied in shared memory: every operation is ECONNRESET
   Atomic<std::uint32_t> stay_plain;     // once off the ring, for ever
   Hint<std::uint32_t> refusals;         // sends that found too little room for them: more of it is an edge
@@ -118,7 +119,7 @@ struct Stream {
   int rendezvous_fd;                   // the Unix socket of the step in hand, or -1
   std::uint8_t rendezvous_step;        // RendezvousStep
   ProcessId peer_id;
-  std::uint32_t peer_uid;              // as SO_PEERCRED shows
+  std::uint32_t peer_uid, peer_pid;    // as SO_PEERCRED shows
   const EpollMember* rearming;         // the registration that the EPOLL_CTL_MOD in hand is re-arming; under step_lock
 
   Atomic<std::uint32_t> pins;          // threads that use the object without a lock; channel and slot stay for them

@@ -61,6 +61,8 @@ bool Parts::cut(std::size_t skip, std::size_t limit, Window* window) const {
 }
 
 void poison(int fd, Stream* s) {
+  if (s->poisoned.exchange(1) != 0) return;
+  count_plain(Reason::kPeerLied);
   log(LogLevel::kError, FMT_COMPILE("the peer's indices are impossible; fd {} is reset"), fd);
   const ErrnoSaver keep;
   const linger reset = {1, 0};
@@ -68,7 +70,6 @@ void poison(int fd, Stream* s) {
   real().shutdown(fd, SHUT_RDWR);
   s->send_over_tcp.store_relaxed(1);
   s->sticky.fetch_or(kStickyErr | kStickyRdhup | kStickyHup);
-  s->poisoned.store_release(1);
 }
 
 bool peer_is_dead(int fd, const Stream* s) {

@@ -86,6 +86,7 @@ struct Step {
   int error = 0;
   bool more = false;   // the parts looked at are full: there may be more for the others
   bool on_its_way = false;  // nothing yet, but bytes are between ring and socket
+  bool promised = false;    // … of which a look has told the program
   bool leave = false;  // the ring is to be left before the next attempt
   bool fault = false;  // the program's memory ended here: bytes so far are the call's result
 };

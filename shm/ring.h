@@ -77,6 +77,7 @@ class RingConsumer {
   // Loads the producer's tail, then its base. False: an impossible tail.
   [[nodiscard]] bool refresh();
   std::uint64_t available() const { return available_; }
+  std::uint64_t end() const { return head_ + available_; }  // where what is available ends
   // Copies up to `n` bytes starting `offset` bytes behind the head, without consuming. Fewer than there are: `to` is bad.
   std::size_t peek(std::uint64_t offset, void* to, std::size_t n) const;
   void consume(std::size_t n) { head_ += n, available_ -= n; }

@@ -13,6 +13,7 @@ namespace mpklink {
 namespace {
 
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+constexpr int kSealFutureWrite = 0x10;  // F_SEAL_FUTURE_WRITE, Linux 5.1, include/uapi/linux/fcntl.h
 
 constexpr long kSecretMemory = 0x5345434d;  // SECRETMEM_MAGIC, include/uapi/linux/magic.h
 
@@ -44,9 +45,11 @@ int make_segment(const SystemCalls& sys, const char* name, std::size_t bytes, Ba
 bool segment_is_sound(const SystemCalls& sys, int fd, std::size_t bytes, Backing wanted) {
   if (!is_secret(sys, fd)) {
     const int seals = sys.get_seals(fd);
-    const bool sealed = seals >= 0 && (seals & kSeals) == kSeals && (seals & F_SEAL_WRITE) == 0;
+    const bool sealed = seals >= 0 && (seals & kSeals) == kSeals && (seals & (F_SEAL_WRITE | kSealFutureWrite)) == 0;
     if (!sealed || wanted == Backing::kSecret) return false;
   }
+  // The mapping begins as PROT_NONE, which a descriptor that is open for reading only allows: the first store would be a SIGSEGV.
+  if ((raw_syscall(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) != O_RDWR) return false;
   // Secret memory can be given a size once, while it has none (mm/secretmem.c, secretmem_setattr).
   struct stat st = {};
   return sys.fstat(fd, &st) == 0 && st.st_size == static_cast<off_t>(bytes);
