@@ -104,7 +104,6 @@ Readiness look_at(EpollSet* set, EpollMember* m) {
   note_ring_causes(m);
   r = ring_readiness(m->stream, m->events);
   if (r.give_back) defer(m->stream, kDeferredAnswer);  // behind set->lock
-  if (m->slow) r.ask_kernel |= m->events & (kReads | EPOLLRDHUP) ? EPOLLIN : EPOLLERR;  // nor does it hear of a FIN, perhaps
   m->wants_space = (m->events & EPOLLOUT) && !((r.events | r.ask_kernel) & EPOLLOUT);
   if (m->wants_space) set->wants_space = true;
   return r;

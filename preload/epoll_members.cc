@@ -40,7 +40,7 @@ EpollMember* make_member() {
   g_free_members = m->ready_next;
   m->ready_next = m->ready_previous = m->next_in_stream = nullptr;
   m->inner = nullptr;
-  m->managed = m->ready = m->disabled = m->slow = m->copy = m->wants_space = m->kernel_in = false;
+  m->managed = m->ready = m->disabled = m->slow = m->wants_space = m->kernel_in = false;
   return m;
 }
 

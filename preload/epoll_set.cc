@@ -8,7 +8,6 @@
 #include <sys/syscall.h>
 
 #include "preload/assert.h"
-#include "preload/epoll_share.h"
 #include "preload/epoll_tag.h"
 #include "preload/fd_table.h"
 #include "preload/pollers.h"
@@ -110,21 +109,16 @@ void set_slow(EpollSet* set, EpollMember* m, bool slow) {
   set->slow_members.fetch_add(slow ? 1u : ~0u);
 }
 
-// Forgets a member of which the kernel need not be told. set->lock held.
-void forget_member(EpollSet* set, Stream* s, EpollMember* m) {
-  remove_ready(set, m);
-  set_slow(set, m, false);
-  if (m->managed) set->managed_members.fetch_add(~0u);
-  unlink_member(s, m);
-}
-
 // set->lock held.
 void remove_member(EpollSet* set, Stream* s, EpollMember* m) {
   if (m->inner != nullptr) {
     remove_link(m);
     return;
   }
-  forget_member(set, s, m);
+  remove_ready(set, m);
+  set_slow(set, m, false);
+  if (m->managed) set->managed_members.fetch_add(~0u);
+  unlink_member(s, m);
   if (m->managed) stop_listening(set, s);
   free_member(m);
 }
@@ -229,15 +223,9 @@ bool members_of(Stream* s, EpollMember* (&out)[kMembersOfStreamMax], unsigned* c
   return true;
 }
 
-// No other process waits in it, which would be told what is meant for this one.
-bool alone_in(const EpollSet* set) {
-  const SharedSet* shared = set->shared;
-  return shared == nullptr || shared->waiters.load_acquire() <= set->entered.load_relaxed();  // SYNC: contested
-}
-
 bool manage_member(EpollSet* set, Stream* s, EpollMember* m) {
   // The number must still name this stream: a registration outlives its descriptor when there is a dup.
-  if (!fd_table().names(m->fd, s) || fd_table().epoll(set->epfd) != set || !alone_in(set)) return false;
+  if (!fd_table().names(m->fd, s) || fd_table().epoll(set->epfd) != set) return false;
   if (!listen_to(set, s)) return false;
   if (take_registration(set, m) != 0) {
     stop_listening(set, s);
@@ -252,18 +240,11 @@ bool manage_member(EpollSet* set, Stream* s, EpollMember* m) {
 
 void unmanage_member(EpollSet* set, Stream* s, EpollMember* m) {
   if (!m->managed) return;
-  SharedSet* shared = nullptr;
-  if (m->copy) shared = set->shared;
-  if (!begin_give(shared)) {
-    set_slow(set, m, true);
-    return;
-  }
-  m->managed = m->copy = false;
+  m->managed = false;
   set->managed_members.fetch_add(~0u);
   remove_ready(set, m);
   set_slow(set, m, false);
   give_registration(set, m);
-  end_give(shared);
   if (s->channel == nullptr || set->poller == kNoPoller) return;
   const Gate gate;
   remove_waiter(&s->channel->waiters[s->side].ids, set->poller);
@@ -295,12 +276,6 @@ void for_each_member(Stream* s, Action action) {
   }
 }
 
-void never_waited(EpollSet* set) {
-  set->entered.store_relaxed(0);
-  set->noticed.store_relaxed(0);
-  set->given.store_relaxed(0);
-}
-
 void release_set(EpollSet* set) {
   const LockGuard guard(set->lock);
   // Its registrations go with the kernel's instance.
@@ -317,8 +292,6 @@ void release_set(EpollSet* set) {
   set->under = -1;
   for (auto& word : set->pairs) word.store_relaxed(0);  // relaxed: under set->lock
   set->pair_words.store_relaxed(0);
-  drop_shared_set(set->shared);
-  set->shared = nullptr;
   set->used = false;
 }
 
@@ -327,7 +300,6 @@ bool allocate_sets() {
   void* at = ::mmap(nullptr, sizeof(EpollSet) * kSetsMax, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return false;
-  map_shared_sets();
   g_sets.store_release(static_cast<EpollSet*>(at));  // SYNC: sets made
   return true;
 }
@@ -371,8 +343,7 @@ EpollSet* make_epoll_set(int epfd) {
     set->used = true;
     set->epfd = epfd;
     set->nested.store_relaxed(0);
-    set->shared = take_shared_set();
-    never_waited(set);
+    set->inherited.store_relaxed(0);
     set->links.store_relaxed(0);
     set->under = -1;
     set->fds.store_relaxed(1);
@@ -383,8 +354,6 @@ EpollSet* make_epoll_set(int epfd) {
     set->poller = kNoPoller;
     set->spin.forget();
     if (fd_table().set_epoll(epfd, set)) return set;
-    drop_shared_set(set->shared);
-    set->shared = nullptr;
     set->used = false;
     return nullptr;
   }
@@ -539,16 +508,14 @@ void epoll_sets_forked_child() {
     if (set->epfd == 0 && !set->used) break;
     set->lock.reset();
     set->sleepers.store_relaxed(0);
-    never_waited(set);
+    set->inherited.store_relaxed(1);
     set->poller = kNoPoller;  // the bell in the kernel's instance is the parent's
     for (auto& word : set->pairs) word.store_relaxed(0);
     set->pair_words.store_relaxed(0);
   }
   for (std::uint32_t i = 0; i < member_count(); ++i) {
     EpollMember* m = member_at(i);
-    if (m->set == nullptr || !m->managed) continue;
-    set_slow(m->set, m, true);
-    m->copy = true;
+    if (m->set != nullptr && m->managed) set_slow(m->set, m, true);
   }
 }
 
@@ -572,33 +539,16 @@ void tell_again(EpollSet* set, std::uint64_t data) {
   }
 }
 
-void hold_shared_sets() {
-  EpollSet* const sets = g_sets.load_relaxed();  // relaxed: under the lock
-  for (std::uint32_t i = 0; sets != nullptr && i < kSetsMax; ++i) {
-    if (sets[i].epfd == 0 && !sets[i].used) return;
-    hold_shared_set(sets[i].shared);
-  }
-}
-
-void look_by_time(EpollSet* set, EpollMember* m) { set_slow(set, m, true); }
-
-void drop_copies(EpollSet* set) {
-  const LockGuard guard(set->lock);
+void leave_inherited_streams(EpollSet* set) {
+  if (set->inherited.exchange(0) == 0) return;
   for (std::uint32_t i = 0; i < member_count(); ++i) {
     EpollMember* m = member_at(i);
-    if (m->set != set || !m->copy || m->inner != nullptr) continue;
-    forget_member(set, m->stream, m);
-    free_member(m);
+    Stream* s = nullptr;
+    if (m->set == set && m->managed) s = m->stream;
+    if (s == nullptr || ours(s)) continue;
+    const int fd = fd_of(s);
+    if (fd >= 0) leave_softly(fd, s);
   }
-}
-
-bool in_contested_set(Stream* s) {
-  const LockGuard guard(s->members_lock);
-  for (EpollMember* m = s->members; m != nullptr; m = m->next_in_stream) {
-    const EpollSet* set = m->set;
-    if (set != nullptr && !alone_in(set)) return true;
-  }
-  return false;
 }
 
 }  // namespace mpklink

@@ -20,7 +20,6 @@
 namespace mpklink {
 
 struct EpollSet;
-struct SharedSet;
 
 struct EpollMember {
   Hint<EpollSet*> set;
@@ -34,7 +33,6 @@ struct EpollMember {
   bool disabled;  // one-shot, has fired
   bool wants_space;  // its ring was full at the last look
   bool slow;      // no bell can tell of its ring: the set looks at it every few milliseconds
-  bool copy;      // inherited over a fork: the registration in the kernel is the parent's
   bool kernel_in;  // the kernel said so since the last look
   // What counts as an edge since the last look. A bit on the board or an edge of the idle TCP socket only say "look".
   std::uint32_t causes;       // EPOLL*: to be told if true, whether anything moved or not (added, modified, path moved)
@@ -54,10 +52,7 @@ struct EpollSet {
   Hint<int> epfd;
   Atomic<std::uint32_t> nested;       // watched by another epoll, poll or select: always armed, the bell shows outside
   Atomic<std::uint32_t> fds;          // descriptors of this process that name it
-  Hint<SharedSet*> shared;            // with the processes that have it since a fork
-  Atomic<std::uint32_t> entered;      // this process has waited in it,
-  Atomic<std::uint32_t> noticed;      // knows that another has,
-  Atomic<std::uint32_t> given;        // and has given its registrations back
+  Atomic<std::uint32_t> inherited;    // by a forked child, which has not waited in it yet
   Hint<int> under;                    // nested: the hidden instance, in the program's, that has our registrations; or -1
   Atomic<std::uint32_t> links;        // sets in this one
   SpinLock lock;                      // members, ready list; before the lock of a set in it and members_lock of a stream
@@ -119,12 +114,7 @@ SpinLock& epoll_members_lock();
 void tell_again(EpollSet* set, std::uint64_t data);  // what was told with `data` did not reach the program
 void epoll_sets_forked_child();
 void epoll_sets_move_hidden(int from, int to);  // one of our descriptors has another number now
-void hold_shared_sets();  // for a child
-// Its ring is looked at every few milliseconds from now on. set->lock held.
-void look_by_time(EpollSet* set, EpollMember* m);
-// What was inherited of registrations that their owner has given back. No lock held.
-void drop_copies(EpollSet* set);
-// Whether the stream is in a set in which several processes wait: it stays on TCP.
-bool in_contested_set(Stream* s);
+// A forked child waits in a set of its parent's: the streams in it go back to TCP, whose events the kernel tells both.
+void leave_inherited_streams(EpollSet* set);
 
 }  // namespace mpklink

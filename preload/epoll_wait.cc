@@ -5,7 +5,6 @@
 #include <x86intrin.h>
 
 #include "preload/epoll_set.h"
-#include "preload/epoll_share.h"
 #include "preload/epoll_tag.h"
 #include "preload/on_unwind.h"
 #include "preload/spin.h"
@@ -128,15 +127,9 @@ void disarm_all(EpollSet* set) {
   for_each_pair(set, [&](Pair* pair) { disarm(&pair->board->side[pair->side].armed[set->poller]); });
 }
 
-void begin_sleep(EpollSet* set) {
-  set->sleepers.fetch_add(1);  // SYNC: sleepers
-  if (SharedSet* shared = set->shared) shared->sleepers.fetch_add(1);  // SYNC: contested
-}
-
 // One thread less asleep. The last one disarms; otherwise one bell has been used up and the others still sleep behind it.
 void end_sleep(void* argument) {
   auto* set = static_cast<EpollSet*>(argument);
-  if (SharedSet* shared = set->shared) shared->sleepers.fetch_add(~0u);
   const bool last = set->sleepers.fetch_add(~0u) == 1;
   if (set->nested.load_relaxed() != 0 || !last) {  // relaxed: set once
     arm_all(set);
@@ -177,7 +170,7 @@ int counted_wait(EpollSet* set, epoll_event* events, int max, std::int64_t timeo
 int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, const sigset_t* mask, const HandlersSince& call, bool* again) {
   *again = true;
   Undisturbed undisturbed;
-  begin_sleep(set);  // before the look for boards and at the ready list
+  set->sleepers.fetch_add(1);  // SYNC: sleepers. Before the look for boards and at the ready list
   arm_all(set);
   const int early = collect(set, events, max);
   if (early > 0) {
@@ -186,8 +179,7 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
   }
   process().counters.sleeps.fetch_add(1);
   const std::int64_t cap = look_again_ns(set);
-  const bool others_came = contested(set->shared) && set->noticed.load_relaxed() == 0;  // relaxed: a look
-  const std::int64_t patience = others_came ? 0 : cap >= 0 && (timeout_ns < 0 || timeout_ns > cap) ? cap : timeout_ns;
+  const std::int64_t patience = cap >= 0 && (timeout_ns < 0 || timeout_ns > cap) ? cap : timeout_ns;
   const int n = counted_wait(set, events, max, patience, mask, call, &undisturbed);
   set->kernel_asked_tsc = __rdtsc();
   set->calls_since_kernel = 0;
@@ -214,11 +206,11 @@ void pass_on(EpollSet* set) {
 int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask) {
   if (maxevents <= 0) return kernel_wait(set, events, maxevents, 0, mask);  // EINVAL
   pthread_testcancel();  // the kernel's call is a cancellation point also when it need not wait
+  if (set->inherited.load_relaxed() != 0) leave_inherited_streams(set);  // relaxed: set at a fork, with one thread
   const HandlersSince call;
   std::uint64_t start = 0;
   bool asked = false;
   for (;;) {
-    enter_set(set);
     const bool due = asked || timeout_ns == 0 || kernel_due(set);
     // Whichever filled the whole array last time goes second now: neither the kernel's descriptors nor the rings starve.
     int n = due && set->rings_first ? collect(set, events, maxevents) : 0;
@@ -270,9 +262,8 @@ int epoll_wait_managed(EpollSet* set, epoll_event* events, int maxevents, std::i
 int epoll_wait_kernel(EpollSet* set, epoll_event* events, int maxevents, std::int64_t timeout_ns, const sigset_t* mask) {
   const std::uint64_t start = timeout_ns > 0 ? now_ns() : 0;
   const HandlersSince call;
-  enter_set(set);
   Undisturbed undisturbed;
-  begin_sleep(set);
+  set->sleepers.fetch_add(1);  // SYNC: sleepers
   if (set->managed_members.load_acquire() != 0) {
     end_sleep(set);
     undisturbed.allow();

@@ -41,7 +41,6 @@ void before_fork() {
   }
   g_locked = locked;
   pairs_before_fork();
-  hold_shared_sets();
 }
 
 void after_fork_in_parent() {
@@ -60,7 +59,6 @@ void put_child_in_order(bool prepared) {
   g_forks.store_relaxed(0);  // relaxed: one thread here
   forked_child();
   epoll_sets_forked_child();
-  if (!prepared) hold_shared_sets();
   pairs_forked_child();
   streams_forked_child(prepared);
   pollers_forked_child();

@@ -166,10 +166,6 @@ bool claim(Stream* s) {
 }
 
 bool claim_for_channel(Stream* s) {
-  if (in_contested_set(s)) {
-    give_up(s, Reason::kForked);
-    return false;
-  }
   if (!may_manage_now(s)) return false;
   Reason reason = Reason::kSystem;
   if (ensure_guard(&reason)) return claim(s);

