@@ -19,7 +19,7 @@ from servers import Nginx, Redis
 both = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
 WORST_MS = 1000 if not SANITIZER_OPTIONS else 5000
-SECONDS = float(os.environ.get("MPKLINK_HOSTILE_SECONDS", "0.5"))  # of each case
+SECONDS = float(os.environ.get("MPKLINK_HOSTILE_SECONDS", "0.3"))  # of each case
 SEED = int(os.environ.get("MPKLINK_SEED", "0")) or int(time.time() * 1000) % 1_000_000_007
 SETTINGS = {"WARMUP": 0, "LOG": "off"}  # an upgrade at the first chance, however short the connections of this port have been
 
@@ -153,9 +153,9 @@ def test_refused(bench, case):
 
 
 @both
-@pytest.mark.parametrize("guard", ["off", "mprotect"])
-def test_memory_that_cannot_be_written(bench, guard):
-    victim = echo_victim(bench, "threads", GUARD=guard)
+def test_memory_that_cannot_be_written(bench):
+    """Open for reading only, or sealed against writing later: the mapping succeeded and the first store was a SIGSEGV."""
+    victim = echo_victim(bench, "threads", GUARD="mprotect")
     assert victim.attack("memory-kinds").refused > 3
     finish(victim, "peer-protocol")
 
@@ -183,7 +183,7 @@ def test_each_word(bench):
     victim = echo_victim(bench)
     for at in range(0, len(WORDS), 5):
         procs = [
-            bench.start([bench.program("hostile"), f"word-{word}", f"--port={victim.port}", f"--seed={SEED}", "--seconds=0.3"], name=f"hostile-{word}")
+            bench.start([bench.program("hostile"), f"word-{word}", f"--port={victim.port}", f"--seed={SEED}", "--seconds=0.25"], name=f"hostile-{word}")
             for word in WORDS[at : at + 5]
         ]
         for proc in procs:
@@ -192,7 +192,7 @@ def test_each_word(bench):
 
 
 @both
-@pytest.mark.parametrize("wait", ["threads", "epoll-et", "poll", "select"])
+@pytest.mark.parametrize("wait", ["threads", "epoll-et", "poll"])
 def test_words(bench, wait):
     victim = echo_victim(bench, wait)
     assert victim.attack("words").upgraded > 1
@@ -267,10 +267,10 @@ def test_bells_of_many_peers_do_not_use_up_the_descriptors(bench):
     proc = bench.start(argv, name="hostile-many-bells")
     most = 0
     while proc.running():
-        most = max(most, counts(victim.pid).fds)
+        most = max(most, counts(victim.pid).eventfds)
         time.sleep(0.02)
     assert victim.attacked(proc).upgraded > 30
-    assert 200 < most < 4096 + 200, most
+    assert 1000 < most < 4096 + 200, most
     finish(victim)
 
 
@@ -280,8 +280,7 @@ def cpu_s(pid: int) -> float:
 
 
 @both
-@pytest.mark.parametrize("case", ["closed-odd", "still"])
-@pytest.mark.parametrize("wait", ["epoll", "poll"])
+@pytest.mark.parametrize("case, wait", [("closed-odd", "epoll"), ("still", "poll")])
 def test_a_lie_and_then_silence_does_not_keep_the_victim_busy(bench, case, wait):
     """A ring that was full for send and writable for poll, because its reader was "closed" by a number that means nothing."""
     victim = echo_victim(bench, wait)

@@ -272,7 +272,7 @@ void many_bells(Attack* a) {
   auto** peers = new Peer*[kPeers]();
   for (int i = 0; i < kPeers && !a->over(); i++) {
     peers[i] = new Peer(a);
-    if (!peers[i]->upgrade()) continue;
+    if (!peers[i]->upgrade() || !peers[i]->turn() || !peers[i]->turn()) continue;  // on the ring, whose writer looks for bells
     const int bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     bool sent = true;
     for (std::uint32_t id = 0; id < kPollers && sent; id++) {
