@@ -178,8 +178,8 @@ class Stranger {
     m.pair_nonce.word[0] = 9;
     for (unsigned patches = input->below(4); patches > 0; --patches) patch(input, &m);
     const bool valid = m.capacity >= 8 && m.capacity <= kMaxRing && (m.capacity & (m.capacity - 1)) == 0;
-    // Memory that the test machine need not have: sparse, but mapped.
-    c->channel = make_segment_of_peer(input, channel_bytes(valid ? m.capacity : 4096));
+    // As large as the offer says where that can be: sparse, but mapped.
+    c->channel = make_segment_of_peer(input, channel_bytes(valid || m.capacity <= 65536 ? m.capacity : 4096));
     Segment board;
     std::vector<int> fds = {c->channel.fd};
     bool board_sound = false;
@@ -243,7 +243,7 @@ class Stranger {
   }
 
   void patch(Input* input, OfferMessage* m) {
-    switch (input->byte() % 9) {
+    switch (input->byte() % 10) {
       case 0: m->type = static_cast<MessageType>(input->value<std::uint32_t>()); break;
       case 1: m->version = input->value<std::uint32_t>(); break;
       case 2: m->capacity = std::uint64_t{1} << (input->byte() & 63); break;
@@ -253,6 +253,7 @@ class Stranger {
       case 6: m->new_pair = input->byte(); break;
       case 7: m->bell_count = input->byte() % 12; break;
       case 8: m->pair_nonce.word[1] = input->byte(); break;
+      case 9: m->capacity = input->value<std::uint16_t>(); break;
     }
   }
 

@@ -97,6 +97,7 @@ TEST_CASE("settings: a typo in the list of users lets nobody more in", "[setting
   const Settings s = parse({{"MPKLINK_PEERS", "0,www-data"}});
   REQUIRE(g_complaints.size() == 1);
   REQUIRE(s.peers == PeerPolicy::kSameUid);
+  REQUIRE(parse({{"MPKLINK_PEERS", "4294967296"}}).peers == PeerPolicy::kSameUid);  // not root
 }
 
 TEST_CASE("settings: what is said wins over the profile", "[settings]") {
