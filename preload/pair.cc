@@ -58,9 +58,9 @@ void keep_peer_bell(Pair* pair, std::uint32_t id, int fd) {
 
 bool peer_gone(const Pair* pair) {
   if (pair->control_fd < 0) return pair->generation == process().generation.load_relaxed();  // relaxed: changes by fork only
-  char byte = 0;
-  const ssize_t n = quiet().recv(pair->control_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return n == 0 || (n < 0 && errno != EAGAIN);
+  // Not by reading: in front of its end may be bells that nobody has asked for.
+  pollfd end = {pair->control_fd, 0, 0};
+  return quiet().poll(&end, 1, 0) == 1;  // POLLHUP, POLLERR, POLLNVAL
 }
 
 SpinLock& pairs_lock() { return g_pairs_lock; }
