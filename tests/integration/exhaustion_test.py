@@ -128,8 +128,8 @@ class Couple:
 # ---- limits of a process ---------------------------------------------------------------------------------------------------
 
 
-def channels(told) -> int:
-    return read_text(f"/proc/{told.proc.pid}/maps").count("/memfd:mpklink-channel")
+def mapped(told, what) -> int:
+    return read_text(f"/proc/{told.proc.pid}/maps").count(f"/memfd:mpklink-{what}")
 
 
 def short_of(bench, victim, command, reason, **options):
@@ -192,7 +192,7 @@ def test_mappings_run_out_while_upgraded(bench):
     couple.server.answer(served)
     couple.client.do("free")
     couple.talk()
-    assert channels(couple.client) == 0
+    assert mapped(couple.client, "channel") == 0
     couple.end()
     bench.assert_ring(streams=2, min_bytes=2 * ROUNDS * SIZE, exact=True)
 
@@ -259,6 +259,24 @@ def test_full_rings_leave_memory_to_the_program(bench):
     assert 10 < stats.upgraded <= 60, stats
     assert stats.ring > ROUNDS * SIZE, stats
     bench.assert_gates()
+
+
+@only_both
+def test_pairs_of_dead_clients_are_given_up(bench):
+    """A client that ends with news on the control channel that nobody has read leaves nothing behind (found by the soak)."""
+    couple = Couple(bench)
+    port = couple.server.proc.port()
+    for _ in range(6):
+        client = Told(bench, CLIENT, "client", port)
+        served = couple.server.ask("serve")
+        client.do(f"begin {ROUNDS} {SIZE}")
+        client.do("naps")
+        client.do("end")
+        couple.server.answer(served)
+        client.end()
+    assert 1 <= mapped(couple.server, "board") <= 2  # that of the last one is given up with the next one's
+    couple.end()
+    bench.assert_ring(streams=6, min_bytes=6 * ROUNDS * SIZE, exact=True)
 
 
 # ---- limits around it ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
     serve              the server: takes a connection and echoes until it ends
     talk ROUNDS SIZE   the client: a connection, so many messages there and back, every byte checked
     begin ROUNDS SIZE  … which stays open; `end` closes it
+    naps               two threads wait for a moment on the last connection, on which nothing comes
     hold N             the server: takes N connections, echoes 30 messages of 100 bytes on each, and keeps them
     open N             the client: makes these
     fill               sends on every connection that is kept what goes without waiting, 400,000 bytes at most, and says how much
@@ -23,8 +24,10 @@ import ctypes
 import mmap
 import os
 import resource
+import select
 import socket
 import sys
+import threading
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -118,6 +121,19 @@ def hold(listener, count):
         kept.append(sock)
 
 
+def nap():
+    poll = select.poll()
+    poll.register(kept[-1], select.POLLIN)
+    poll.poll(100)
+
+
+def naps():
+    other = threading.Thread(target=nap)
+    other.start()
+    nap()
+    other.join()
+
+
 def fill():
     total = 0
     for sock in kept:
@@ -170,7 +186,7 @@ def main():
         "end": lambda: kept.pop().close(),
         "hold": lambda n: hold(listener, n),
         "open": lambda n: kept.extend(begin(port, 30, 100) for _ in range(n)),
-        "fill": fill, "close": close,
+        "naps": naps, "fill": fill, "close": close,
         "nofile": lambda n: limit(resource.RLIMIT_NOFILE, first_free_number() + n),
         "as": lambda n: limit(resource.RLIMIT_AS, virtual_bytes() + n),
         "memlock": lambda n: limit(resource.RLIMIT_MEMLOCK, n),
