@@ -210,6 +210,31 @@ TEST_CASE("ring: a head word that is not ours any more is a lie, a frozen one is
   REQUIRE(lied);
 }
 
+TEST_CASE("ring: a consumer that was killed between publishing and noting is followed by another", "[ring]") {
+  Harness ring(64);
+  ring.send(10);
+  Atomic<std::uint64_t>& word = ring.direction_.consumer.head;
+  const auto publish_two_more = [&](bool* lied) {
+    RingConsumer c = ring.consumer();
+    c.take_over();
+    REQUIRE(c.refresh());
+    const std::uint64_t available = c.available();
+    c.consume(2);
+    if (c.publish(lied)) REQUIRE(word.load_relaxed() == 10 - available + 2);
+    return available;
+  };
+  bool lied = false;
+  word.store_relaxed(6);  // published, and no more
+  REQUIRE(publish_two_more(&lied) == 4);
+  REQUIRE_FALSE(lied);
+  word.store_relaxed(9 | kFrozenBit);  // and then frozen
+  REQUIRE(publish_two_more(&lied) == 1);
+  REQUIRE_FALSE(lied);
+  word.store_relaxed(11);  // more than there is: the peer's lie is not followed, and told as ever
+  REQUIRE(publish_two_more(&lied) == 1);
+  REQUIRE(lied);
+}
+
 TEST_CASE("user_copy: copies every size at every alignment, and nothing else", "[ring]") {
   std::vector<unsigned char> from(2100), to(2100);
   for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<unsigned char>(i * 7 + 1);
