@@ -212,10 +212,12 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit, bool shut)
 }
 
 // The ring was frozen with bytes in it, and the sender is about to give them back, or has, and the kernel is about to deliver them, or
-// it will at its next operation. *promised: some look has told the program of them.
+// it will at its next operation. *promised: some look has told the program of them, and none of the processes that share this end has frozen
+// the ring since: then the sender has all the time it wants.
 bool still_to_come(Stream* s, bool* promised) {
   const Gate gate;
-  *promised = s->told.load_relaxed() > s->core->consumer.head.load_relaxed();  // relaxed: earlier looks
+  const bool called_back = outgoing(s).producer.look_back.load_acquire() != 0;                    // SYNC: look_back. Ours
+  *promised = !called_back && s->told.load_relaxed() > s->core->consumer.head.load_relaxed();  // relaxed: earlier looks
   return not_received(s) > 0;
 }
 
