@@ -67,7 +67,10 @@ void take_from_ring(RingConsumer* consumer, const Window& to, int flags, Look* l
 // A look for the program found something to read beyond what there is now. Either it is there after all, or frozen, or the peer has taken it
 // back, which is a lie: a receive that may block, as the program had reason to believe it would not, must not wait for it. Gate open, receive
 // lock held. The tail is looked at once more, as it was further than this when `told` was written.
-bool took_back(RingConsumer* consumer) { return !consumer->refresh() || (consumer->available() == 0 && !consumer->frozen()); }
+bool took_back(const Stream* s, RingConsumer* consumer) {
+  return s->told.load_relaxed() == kToldLie || !consumer->refresh() ||  // relaxed: loaded before
+         (consumer->available() == 0 && !consumer->frozen());
+}
 
 // One gate: which path, and what the ring has.
 Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
@@ -87,7 +90,7 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
     RingConsumer consumer = consumer_of(s);
     look.lied = !consumer.refresh();
     if (__builtin_expect(s->told.load_acquire() > consumer.end(), 0) && !look.lied) {
-      look.lied = took_back(&consumer);
+      look.lied = took_back(s, &consumer);
       look.path = receive_path(&state, incoming(s), &look.lied);
     }
     if (!look.lied && consumer.available() > 0 && look.path == Path::kRing) {
