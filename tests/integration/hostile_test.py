@@ -19,7 +19,7 @@ from servers import Nginx, Redis
 both = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
 WORST_MS = 1000 if not SANITIZER_OPTIONS else 5000
-SECONDS = float(os.environ.get("MPKLINK_HOSTILE_SECONDS", "0.3"))  # of each case
+SECONDS = float(os.environ.get("MPKLINK_HOSTILE_SECONDS", "0.2"))  # of each case
 SEED = int(os.environ.get("MPKLINK_SEED", "0")) or int(time.time() * 1000) % 1_000_000_007
 SETTINGS = {"WARMUP": 0, "LOG": "off"}  # an upgrade at the first chance, however short the connections of this port have been
 
@@ -221,7 +221,7 @@ def test_half_open_handshakes_by_the_hundred(bench):
 def test_frozen_bytes_that_drip_do_not_stop_an_event_loop(bench):
     """A receive that may not wait waited half a second for what was promised, again for every byte that came."""
     victim = echo_victim(bench, "epoll")
-    assert victim.attack("freeze-and-drip", seconds=1.5).upgraded > 4
+    assert victim.attack("freeze-and-drip", seconds=1.2).upgraded > 4
     finish(victim)
 
 
@@ -230,7 +230,7 @@ def test_frozen_bytes_that_drip_do_not_stop_an_event_loop(bench):
 def test_announced_bytes_that_never_come_do_not_hang_a_blocking_receive(bench, case):
     """select said "readable", the peer took the bytes back, and the server, which believes select, was stuck in recv."""
     victim = echo_victim(bench, "select-blocking")
-    assert victim.attack(case, seconds=1.2).upgraded > 4
+    assert victim.attack(case, seconds=1).upgraded > 4
     finish(victim, *(["peer-lied"] if case == "told-and-taken-back" else []))
 
 
