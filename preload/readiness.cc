@@ -43,10 +43,11 @@ void look_at_input(Stream* s, Readiness* r) {
     r->ask_kernel |= EPOLLIN;
     return;
   }
-  // A lie is reported as an error by the read that the program will do now.
-  if (!consumer.refresh() || consumer.available() >= low_water(s)) {
+  // A lie is reported as an error by the read that the program will do now, also when it has been taken back by then.
+  const bool sound = consumer.refresh();
+  if (!sound || consumer.available() >= low_water(s)) {
     r->events |= kReads;
-    s->told.store_release(consumer.end());
+    s->told.store_release(sound ? consumer.end() : kToldLie);
   } else if ((s->sticky.load_relaxed() & kStickyIn) != 0) {  // relaxed: a look
     r->ask_kernel |= EPOLLIN;
   }

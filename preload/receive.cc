@@ -64,11 +64,12 @@ void take_from_ring(RingConsumer* consumer, const Window& to, int flags, Look* l
   }
 }
 
-// A look for the program found something to read beyond what there is now: the peer has taken it back, and a receive that may block, as the
-// program had reason to believe it would not, must not wait for it. Gate open, receive lock held, nothing available. The tail is looked at once
-// more, as it was further than this when `told` was written.
+// A look for the program found something to read beyond what there is now. Either it is there after all, or frozen, or the peer has taken it
+// back, which is a lie: a receive that may block, as the program had reason to believe it would not, must not wait for it. Gate open, receive
+// lock held. The tail is looked at once more, as it was further than this when `told` was written.
 bool took_back(const Stream* s, RingConsumer* consumer) {
-  return __builtin_expect(s->told.load_acquire() > consumer->end(), 0) && consumer->refresh() && consumer->available() == 0 && !consumer->frozen();
+  return s->told.load_relaxed() == kToldLie || !consumer->refresh() ||  // relaxed: loaded before
+         (consumer->available() == 0 && !consumer->frozen());
 }
 
 // One gate: which path, and what the ring has.
@@ -88,7 +89,11 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
   if (!look.lied && look.path == Path::kRing) {
     RingConsumer consumer = consumer_of(s);
     look.lied = !consumer.refresh();
-    if (!look.lied && consumer.available() > 0) {
+    if (__builtin_expect(s->told.load_acquire() > consumer.end(), 0) && !look.lied) {
+      look.lied = took_back(s, &consumer);
+      look.path = receive_path(&state, incoming(s), &look.lied);
+    }
+    if (!look.lied && consumer.available() > 0 && look.path == Path::kRing) {
       take_from_ring(&consumer, to, flags, &look);
       // Frozen while we copied: none of it was taken, all of it comes over TCP.
       const bool kept = flags & MSG_PEEK ? !consumer.frozen() : consumer.publish(&look.lied);
@@ -99,8 +104,6 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
       } else if (!(flags & MSG_PEEK) && consumer.take_wish()) {
         wakeups->collect(s);
       }
-    } else if (!look.lied) {
-      look.lied = took_back(s, &consumer);
     }
   }
   look.moved = look.path != before || (incoming(s).producer.look_back.load_relaxed() != 0 &&  // relaxed: a hint

@@ -42,6 +42,8 @@ struct StreamCore {
 };
 static_assert(sizeof(StreamCore) <= kPage);
 
+constexpr std::uint64_t kToldLie = ~std::uint64_t{0};  // Stream::told: the tail was impossible
+
 // What the kernel has told us of the TCP connection, kept because edge-triggered news come once.
 enum Sticky : std::uint32_t {
   kStickyIn = 1,      // an edge said readable: ask the kernel when the ring is empty (FIN, error, bytes after the ring)

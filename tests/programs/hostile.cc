@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// hostile list | hostile CASE --port=N [--role=connector|acceptor] [--speak=echo|http|redis] [--seed=N] [--seconds=S]
+// hostile list | hostile CASE --port=N [--role=connector|acceptor] [--speak=echo|http|redis] [--seed=N] [--seconds=S] [--least=STREAMS]
 // As an acceptor it listens itself, and prints "PORT n". It prints its seed first and at the end, on one line, what became of its streams.
 #include "hostile.h"
 
@@ -435,6 +435,7 @@ int main(int argc, char** argv) {
   Attack attack;
   attack.random = &random;
   attack.port = static_cast<int>(options.number("port", 0));
+  attack.least = static_cast<std::uint64_t>(options.number("least", 0));
   attack.acceptor = strcmp(options.text("role", "connector"), "acceptor") == 0;
   attack.speak = options.text("speak", "echo");
   printf("SEED %llu\n", static_cast<unsigned long long>(seed));

@@ -21,12 +21,17 @@ struct Attack {
   bool acceptor = false;
   const char* speak = "echo";  // echo | http | redis: what makes the victim do an operation
   int64_t end_ms = 0;     // as now_ms()
+  uint64_t least = 0;     // streams, also when that takes longer; kPatienceMs at most
   Random* random = nullptr;
   int listener = -1;
   // What became of it, printed at the end.
   uint64_t streams = 0, upgraded = 0, refused = 0, resets = 0, ends = 0, rounds = 0;
 
-  bool over() const { return testlib::now_ms() >= end_ms; }
+  static constexpr int64_t kPatienceMs = 10000;
+  bool over() const {
+    const int64_t late_ms = testlib::now_ms() - end_ms;
+    return late_ms >= 0 && (streams >= least || late_ms >= kPatienceMs);
+  }
   uint64_t below(uint64_t n) const { return random->next() % n; }
 };
 
