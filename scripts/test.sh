@@ -47,15 +47,10 @@ run_suite() {
 }
 run_suite model scripts/model.sh ${full_option:+"$full_option"}
 run_suite pku scripts/pku-legs.sh ${full_option:+"$full_option"} ${install_option:+"$install_option"}
-<<<<<<< HEAD
-[ "$full" = 1 ] && run_suite soak scripts/soak.sh --minutes 2
-fuzz_option=--quick
-[ "$full" = 1 ] && fuzz_option=
-run_suite fuzz scripts/fuzz.sh ${fuzz_option:+"$fuzz_option"} ${install_option:+"$install_option"}
-=======
-# Its build alone takes most of a minute.
-[ "$full" = 1 ] && run_suite fuzz scripts/fuzz.sh ${install_option:+"$install_option"}
->>>>>>> fuzz
+if [ "$full" = 1 ]; then
+  run_suite soak scripts/soak.sh --minutes 2
+  run_suite fuzz scripts/fuzz.sh ${install_option:+"$install_option"}
+fi
 run_suite conformance scripts/conformance.sh --build "$build" ${quick_option:+"$quick_option"}
 
 marks="not slow and not beyond"
