@@ -58,7 +58,11 @@ marks="not slow and not beyond"
 run_pytest() {
   timeout $((full ? 7200 : 2400)) /usr/bin/python3 -m pytest -q -o cache_dir="$results/cache" -m "$marks" "$@"
 }
-# The cases of semantics_test.py mostly wait: several at a time. All others have the machine for themselves.
+# Files whose tests mostly wait: several at a time. All others have the machine for themselves.
+waiting=()
+for file in semantics allocator bad_cases busy_set exhaustion fault_owners guard identity non_network process stop_points tool versions; do
+  waiting+=("tests/integration/${file}_test.py")
+done
 run_tests() {
   local name=$1
   shift
@@ -73,7 +77,7 @@ run_tests() {
   fi
   echo "exit code $code" >"$results/$name.exit"
 }
-run_tests semantics tests/integration/semantics_test.py -n 4
-run_tests integration tests/integration --ignore tests/integration/semantics_test.py
+run_tests waiting "${waiting[@]}" -n 4
+run_tests integration tests/integration "${waiting[@]/#/--ignore=}"
 
 exec /usr/bin/python3 scripts/summary.py "$results"
