@@ -74,7 +74,7 @@ def test_all_operations_are_counted(combo):
 INSTRUCTIONS = {
     "send_recv": 1790,
     "recv_nothing": 720,
-    "poll_ready": 2590,
+    "poll_ready": 2670,
     "epoll_ready": 2680,
 }
 ABOVE, BELOW = 1.03, 0.97

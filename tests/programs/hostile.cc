@@ -25,7 +25,7 @@ socklen_t rendezvous_name(int tcp, bool acceptor, struct sockaddr_un* name) {
   const int theirs = ntohs(reinterpret_cast<struct sockaddr_in*>(&peer.storage)->sin_port);
   *name = {};
   name->sun_family = AF_UNIX;
-  const int n = snprintf(name->sun_path + 1, sizeof name->sun_path - 1, "mpklink/%u/127.0.0.1:%d-127.0.0.1:%d", kLayoutVersion,
+  const int n = snprintf(name->sun_path + 1, sizeof name->sun_path - 1, "mpklink/127.0.0.1:%d-127.0.0.1:%d",
                          acceptor ? theirs : ours, acceptor ? ours : theirs);
   return static_cast<socklen_t>(offsetof(struct sockaddr_un, sun_path) + 1 + static_cast<size_t>(n));
 }
