@@ -30,12 +30,12 @@ ninja -C "$build" || exit 1
 results=$(mktemp -d) || exit 1
 trap 'rm -rf "$results"' EXIT
 
-for program in unit_tests model_tests; do
-  echo "== $program"
-  timeout 600 "$build/tests/$program" >"$results/$program.txt" 2>&1
-  echo "exit code $?" >"$results/$program.exit"
-  tail -n 40 "$results/$program.txt"
-done
+run_program() {
+  echo "== $1"
+  timeout 600 "$build/tests/$1" >"$results/$1.txt" 2>&1
+  echo "exit code $?" >"$results/$1.exit"
+  tail -n 40 "$results/$1.txt"
+}
 
 # A suite that ends with a line "N passed, N failed[, N skipped]".
 run_suite() {
@@ -45,8 +45,12 @@ run_suite() {
   timeout $((full ? 5400 : 900)) "$@" 2>&1 | tee "$results/$name.line" | tail -n 15
   echo "exit code ${PIPESTATUS[0]}" >"$results/$name.exit"
 }
+run_program unit_tests
+# Each of the two takes one CPU.
+run_suite pku scripts/pku-legs.sh ${full_option:+"$full_option"} ${install_option:+"$install_option"} &
+run_program model_tests
+wait
 run_suite model scripts/model.sh ${full_option:+"$full_option"}
-run_suite pku scripts/pku-legs.sh ${full_option:+"$full_option"} ${install_option:+"$install_option"}
 if [ "$full" = 1 ]; then
   run_suite soak scripts/soak.sh --minutes 2
   run_suite fuzz scripts/fuzz.sh ${install_option:+"$install_option"}

@@ -157,8 +157,10 @@ void hello_fields(Attack* a) {
     for (int& fd : extra) fd = p.tcp;
     tell(p.control, bytes, size, extra, fds);
     for (int i = 0; i < 5; i++) p.turn(20);
-    unsigned char byte;
-    CHECK_EQ(recv(p.control, &byte, 1, MSG_DONTWAIT), 0);  // it has hung up
+    HelloMessage answer = {};  // to another version it says its own
+    ssize_t n = recv(p.control, &answer, sizeof answer, MSG_DONTWAIT);
+    if (n == sizeof answer && hello.version != kLayoutVersion) n = recv(p.control, &answer, sizeof answer, MSG_DONTWAIT);
+    CHECK_EQ(n, 0);  // it has hung up
     ++a->refused;
   }
 }
