@@ -43,11 +43,12 @@ void look_at_input(Stream* s, Readiness* r) {
     r->ask_kernel |= EPOLLIN;
     return;
   }
-  // A lie is reported as an error by the read that the program will do now, also when it has been taken back by then.
+  // A lie is reported as an error by the read that the program will do now, also when it has been taken back by then. No lock is held here:
+  // an impossible tail may be that of another moment than our head.
   const bool sound = consumer.refresh();
   if (!sound || consumer.available() >= low_water(s)) {
     r->events |= kReads;
-    s->told.store_release(sound ? consumer.end() : kToldLie);
+    if (sound || !consumer.overtaken()) s->told.store_release(sound ? consumer.end() : kToldLie);
   } else if ((s->sticky.load_relaxed() & kStickyIn) != 0) {  // relaxed: a look
     r->ask_kernel |= EPOLLIN;
   }

@@ -281,6 +281,7 @@ Step receive_step(const Call& c, std::size_t skip, std::size_t limit, bool* foll
     Step of_kernel = moved(n);
     const bool moved_on = count_and_follow(s, n, c.flags);
     *follow = moved_on || *follow;
+    if (!(c.flags & MSG_PEEK)) s->told.store_relaxed(0);  // relaxed: under the receive lock. What a look promised was one receive
     // The ring has more for this call, perhaps, or what was in it is on its way, piece by piece.
     of_kernel.more = moved_on || (look.path == Path::kTcpAgain && !s->stay_plain.load_relaxed() && still_to_come(s, &of_kernel.promised));  // relaxed: set once
     return of_kernel;
@@ -442,8 +443,10 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     }
     if (step.n == 0) return static_cast<ssize_t>(done);
     // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
-    const bool waits = step.on_its_way && done == 0 && !non_blocking(s, flags);
-    if (step.on_its_way && (waits ? step.promised : !s->late)) {
+    // One that may wait, and for as long as it takes, waits for those that a look has promised.
+    const std::uint64_t timeout = s->receive_timeout_ns.load_relaxed();  // relaxed: an option
+    const bool waits = done == 0 && !non_blocking(s, flags);
+    if (step.on_its_way && (waits ? step.promised && timeout == 0 : !s->late)) {
       waited = true;
       steps.allow();
       const bool late = !nap(c->fd, s, &naps_since, waits ? kImpatientNs : kMomentNs);
@@ -457,7 +460,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     waited = true;
     if (step.on_its_way) ask_for_the_rest(c->fd, s);
     steps.allow();
-    const int error = block(c, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
+    const int error = block(c, EPOLLIN, done, timeout, &deadline);
     if (error != 0) return finish_call(done, error);
     if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);  // it may have received as well
     steps.again();

@@ -91,6 +91,10 @@ bool RingConsumer::refresh() {
   return true;
 }
 
+bool RingConsumer::overtaken() const {
+  return state_->head.load_acquire() != head_ || (mine_->head.load_acquire() & kPositionMask) != (head_ & kPositionMask);
+}
+
 std::size_t RingConsumer::peek(std::uint64_t offset, void* to, std::size_t n) const {
   if (offset >= available_) return 0;
   auto* bytes = static_cast<unsigned char*>(to);

@@ -76,6 +76,10 @@ class RingConsumer {
 
   // Loads the producer's tail, then its base. False: an impossible tail.
   [[nodiscard]] bool refresh();
+  // After a refresh() without the receive lock: whether another thread has consumed since, or is about to note what it has published. What
+  // looked like an impossible tail may be an honest one then. Both heads only grow, so when both are still what refresh() began with, they
+  // were when it loaded the tail (SYNC: tail published).
+  bool overtaken() const;
   std::uint64_t available() const { return available_; }
   std::uint64_t end() const { return head_ + available_; }  // where what is available ends
   // Copies up to `n` bytes starting `offset` bytes behind the head, without consuming. Fewer than there are: `to` is bad.

@@ -51,7 +51,7 @@ CASES = {
     "semantics_signals": "eintr restart_never restart_read restart_send partial_send not_delivered masks accept connect".split(),
     "semantics_threads": (
         "shutdown_wakes shutdown_accept close_sleeper close_last vfork_sleeper close_sender dup2_sleeper close_epoll cancel_read cancel_send"
-        " cancel_pending cancel_disabled cancel_async cancel_one_of_two"
+        " cancel_pending cancel_disabled cancel_async cancel_one_of_two looked_at"
     ).split(),
     "semantics_epoll": (
         "level edge edge_out edge_out_small oneshot rearm add_ready hangup nested mixed errors signals two_waiters closed"
@@ -155,6 +155,7 @@ BOTH_ENDS_IN_SERVER = {
 
 # What has to go over the ring at least, where that is more than the warm-up, or at most.
 RING_BYTES = {
+    ("semantics_threads", "looked_at"): 100_000,
     ("semantics_process", "bgsave"): 2 * 20 * 20 * 200,  # the child has not touched it
     # calls by number are as good as calls by name
     **{("semantics_syscall", case): 20000 for case in CASES["semantics_syscall"] if case not in ("splice", "close", "fork", "clone")},

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // One thread sleeps in a call on a stream while another shuts the stream down, closes or replaces its descriptor, or cancels the
 // sleeper. (Linux: shutdown() wakes it, close() does not; the sleeper goes on with what it had.) `NAME list` prints the cases.
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -376,6 +377,31 @@ void cancel_one_of_two_server(int fd, const Sync& sync) {
   peer.finish();
 }
 
+// ---- looks beside ----------------------------------------------------------------------------------------------------
+
+constexpr size_t kBesideBytes = 3000000;
+bool g_beside_over = false;
+
+void* look_all_the_time(void* argument) {
+  struct pollfd p = {static_cast<int>(reinterpret_cast<intptr_t>(argument)), POLLIN, 0};
+  while (!__atomic_load_n(&g_beside_over, __ATOMIC_ACQUIRE)) CHECK(poll(&p, 1, 0) >= 0);
+  return nullptr;
+}
+
+// Two threads look all the time at a stream that a third reads: what they see in between is no more than a look.
+void looked_at_server(int fd, const Sync& sync) {
+  pthread_t lookers[2];
+  for (pthread_t& looker : lookers) looker = start_thread(look_all_the_time, reinterpret_cast<void*>(static_cast<intptr_t>(fd)));
+  sync.post();
+  for (size_t at = 0; at < kBesideBytes; at += 1500) recv_pattern(fd, kUp, at, 1500);
+  __atomic_store_n(&g_beside_over, true, __ATOMIC_RELEASE);
+  for (const pthread_t looker : lookers) join_thread(looker);
+}
+void looked_at_client(int fd, const Sync& sync) {
+  sync.wait();
+  send_pattern(fd, kUp, 0, kBesideBytes);
+}
+
 const Case kCases[] = {
     {"shutdown_wakes", shutdown_wakes_server, obedient_client},
     {"shutdown_accept", shutdown_accept_server, obedient_client},
@@ -391,6 +417,7 @@ const Case kCases[] = {
     {"cancel_disabled", cancel_disabled_server, obedient_client},
     {"cancel_async", cancel_async_server, obedient_client},
     {"cancel_one_of_two", cancel_one_of_two_server, obedient_client},
+    {"looked_at", looked_at_server, looked_at_client},
 };
 
 }  // namespace

@@ -235,6 +235,27 @@ TEST_CASE("ring: a consumer that was killed between publishing and noting is fol
   REQUIRE(lied);
 }
 
+TEST_CASE("ring: a look that another thread overtakes is not taken for a peer's lie", "[ring]") {
+  Harness ring(64);
+  ring.send(64);
+  RingConsumer looker = ring.consumer();
+  REQUIRE(looker.refresh());
+  REQUIRE_FALSE(looker.overtaken());
+  Atomic<std::uint64_t>& word = ring.direction_.consumer.head;
+  word.store_relaxed(1);  // published, not noted yet: the producer may go on
+  REQUIRE(looker.overtaken());
+  word.store_relaxed(kFrozenBit);
+  REQUIRE_FALSE(looker.overtaken());
+  word.store_relaxed(0);
+  ring.receive(10);
+  REQUIRE(looker.overtaken());
+
+  RingConsumer other = ring.consumer();
+  ring.direction_.producer.tail.store_relaxed(64 + 10 + 1);  // beyond what anybody has consumed
+  REQUIRE_FALSE(other.refresh());
+  REQUIRE_FALSE(other.overtaken());
+}
+
 TEST_CASE("user_copy: copies every size at every alignment, and nothing else", "[ring]") {
   std::vector<unsigned char> from(2100), to(2100);
   for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<unsigned char>(i * 7 + 1);
