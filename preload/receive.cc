@@ -444,9 +444,9 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     if (step.n == 0) return static_cast<ssize_t>(done);
     // Bytes that were announced as readable are between ring and socket: a call that may not wait (any more) waits for those.
     // One that may wait, and for as long as it takes, waits for those that a look has promised.
-    const std::uint64_t timeout = s->receive_timeout_ns.load_relaxed();  // relaxed: an option
-    const bool waits = done == 0 && !non_blocking(s, flags);
-    if (step.on_its_way && (waits ? step.promised && timeout == 0 : !s->late)) {
+    const bool waits = step.on_its_way && done == 0 && !non_blocking(s, flags);
+    const bool for_ever = waits && s->receive_timeout_ns.load_relaxed() == 0;  // relaxed: an option
+    if (step.on_its_way && (waits ? step.promised && for_ever : !s->late)) {
       waited = true;
       steps.allow();
       const bool late = !nap(c->fd, s, &naps_since, waits ? kImpatientNs : kMomentNs);
@@ -460,7 +460,7 @@ ssize_t receive_loop(Call* c, std::size_t total) {
     waited = true;
     if (step.on_its_way) ask_for_the_rest(c->fd, s);
     steps.allow();
-    const int error = block(c, EPOLLIN, done, timeout, &deadline);
+    const int error = block(c, EPOLLIN, done, s->receive_timeout_ns.load_relaxed(), &deadline);  // relaxed: an option
     if (error != 0) return finish_call(done, error);
     if (done > 0 && c->handlers.any()) return static_cast<ssize_t>(done);  // it may have received as well
     steps.again();
