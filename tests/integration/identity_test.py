@@ -368,13 +368,8 @@ def discover_name() -> str:
         bench.cleanup()
 
 
-@needs_root
-@pytest.mark.no_ring
-@only_both
-@either_uid
-@pytest.mark.parametrize("mode", ["bind", "listen", "close", "garbage", "flood"])
-def test_name_taken(bench, mode, uid):
-    """Somebody has bound the name before: he is not believed, the stream stays on TCP and says why."""
+def echo_beside_squatter(bench, mode, uid):
+    """An echo connection whose rendezvous name somebody has taken before: it stays on TCP, undisturbed."""
     template = discover_name()
     options = ["--connections=1", "--rounds=200", "--max-size=2000"]
     server = bench.start([bench.program("echo_threads"), "server", *options], SERVER, name="server")
@@ -392,6 +387,16 @@ def test_name_taken(bench, mode, uid):
     squatter.send_signal(signal.SIGKILL)
     squatter.wait()
     bench.assert_fell_back()
+
+
+@needs_root
+@pytest.mark.no_ring
+@only_both
+@either_uid
+@pytest.mark.parametrize("mode", ["bind", "listen", "close", "garbage", "flood"])
+def test_name_taken(bench, mode, uid):
+    """Somebody has bound the name before: he is not believed, the stream stays on TCP and says why."""
+    echo_beside_squatter(bench, mode, uid)
     assert bench.stats(SERVER).plain["name-taken"] == 1, bench.stats(SERVER)
     if uid != 0 and mode in ("listen", "close", "garbage", "flood"):  # nobody listens on a name that is only bound
         assert bench.stats(CLIENT).plain["peer-uid"] == 1, bench.stats(CLIENT)
@@ -433,22 +438,7 @@ def test_stranger_connects(bench, mode, uid):
 @pytest.mark.parametrize("mode", ["listen", "close", "garbage", "flood", "stream"])
 def test_stranger_answers(bench, mode, uid):
     """The acceptor has no library, and somebody else listens in its place."""
-    template = discover_name()
-    options = ["--connections=1", "--rounds=200", "--max-size=2000"]
-    server = bench.start([bench.program("echo_threads"), "server", *options], SERVER, name="server")
-    port, source = server.port(), free_port()
-    squatter = bench.start(
-        [PYTHON, SCRIPTS / "squatter.py", mode, template.format(connector=source, acceptor=port)], name="squatter", uid=uid or None
-    )
-    squatter.wait_line("^READY$")
-    client = bench.start(
-        [bench.program("echo_threads"), "client", f"--port={port}", f"--source-port={source}", *options], CLIENT, name="client"
-    )
-    bench.succeed(client)
-    bench.succeed(server)
-    squatter.send_signal(signal.SIGKILL)
-    squatter.wait()
-    bench.assert_fell_back()
+    echo_beside_squatter(bench, mode, uid)
     if uid != 0 and mode != "stream":
         assert bench.stats(CLIENT).plain["peer-uid"] == 1, bench.stats(CLIENT)
 
