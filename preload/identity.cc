@@ -6,6 +6,7 @@
 #include <linux/sock_diag.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -49,6 +50,20 @@ void fill_id(const sockaddr_storage& source, const sockaddr_storage& destination
   memcpy(body->id.idiag_dst, &reinterpret_cast<const sockaddr_in6&>(destination).sin6_addr, 16);
 }
 
+// INET_DIAG_SHUTDOWN: sk_shutdown, whose bits are SHUT_RD + 1 and SHUT_WR + 1.
+bool shut_both_ways(const nlmsghdr* header, const inet_diag_msg* found) {
+  const auto* at = reinterpret_cast<const char*>(found) + NLMSG_ALIGN(sizeof *found);
+  const auto* end = reinterpret_cast<const char*>(header) + header->nlmsg_len;
+  nlattr attribute = {};
+  while (end - at >= static_cast<std::ptrdiff_t>(sizeof attribute)) {
+    memcpy(&attribute, at, sizeof attribute);
+    if (attribute.nla_len < NLA_HDRLEN || attribute.nla_len > end - at) return false;
+    if (attribute.nla_type == INET_DIAG_SHUTDOWN && attribute.nla_len > NLA_HDRLEN) return at[NLA_HDRLEN] == 3;
+    at += NLA_ALIGN(attribute.nla_len);
+  }
+  return false;
+}
+
 // 1 found, 0 none, -1 no answer.
 int exchange(int netlink, const Request& request, TcpEnd* out) {
   if (quiet().send(netlink, &request, sizeof request, 0) != sizeof request) return -1;
@@ -64,6 +79,7 @@ int exchange(int netlink, const Request& request, TcpEnd* out) {
   const auto* found = static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
   out->uid = found->idiag_uid;
   out->orphan = found->idiag_inode == 0;
+  out->shut = shut_both_ways(header, found);
   return 1;
 }
 
@@ -112,22 +128,24 @@ int query_peer(int fd, const sockaddr_storage& local, const sockaddr_storage& pe
   request.header.nlmsg_flags = NLM_F_REQUEST;
   request.body.sdiag_protocol = IPPROTO_TCP;
   request.body.idiag_states = ~0u;
+  request.body.idiag_ext = 1 << (INET_DIAG_SHUTDOWN - 1);
   fill_id(peer, local, &request.body);
   const int result = exchange(netlink, request, out);
   quiet().close(netlink);
   return result;
 }
 
-int peer_is_orphan(int fd) {
+PeerSocket peer_socket(int fd) {
   sockaddr_storage local = {}, peer = {};
   socklen_t local_len = sizeof local, peer_len = sizeof peer;
   const ErrnoSaver keep;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&local), &local_len) != 0) return -1;
-  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &peer_len) != 0) return 1;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&local), &local_len) != 0) return PeerSocket::kUnknown;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &peer_len) != 0) return PeerSocket::kOrphan;
   TcpEnd end = {};
   const int found = query_peer(fd, local, peer, &end);
-  if (found < 0) return -1;
-  return found == 0 || end.orphan ? 1 : 0;
+  if (found < 0) return PeerSocket::kUnknown;
+  if (found == 0 || end.orphan) return PeerSocket::kOrphan;
+  return end.shut ? PeerSocket::kShut : PeerSocket::kOpen;
 }
 
 }  // namespace mpklink

@@ -10,6 +10,7 @@ namespace mpklink {
 struct TcpEnd {
   std::uint32_t uid;
   bool orphan;  // no process has it open any more
+  bool shut;    // both ways
 };
 
 // Whether two sockets belong to one network namespace, which a thread may have left since it made one of them (setns(2)): the same
@@ -24,9 +25,15 @@ int query_peer(int fd, const sockaddr_storage& local, const sockaddr_storage& pe
 // all are mapped (the initial namespace) is it the user nobody (user_namespaces(7)).
 bool uid_is_somebody(std::uint32_t uid);
 
-// The peer socket of the connected TCP socket `fd` is gone or open in no process. Means nothing once this end has shut down
-// sending too: the kernel then forgets sockets that are still open.
-// 1 yes, 0 no, -1 the kernel does not answer (no sock_diag).
-int peer_is_orphan(int fd);
+// The peer socket of the connected TCP socket `fd`. Means nothing once this end has shut down sending too: the kernel then forgets
+// sockets that are still open.
+enum class PeerSocket {
+  kUnknown,  // the kernel does not answer (no sock_diag)
+  kOpen,
+  kShut,    // both ways: by shutdown(2), or it is being closed: the kernel sends a close's FIN before it takes the socket from its process
+            // (net/ipv4/tcp.c, __tcp_close: tcp_send_fin, then sock_orphan)
+  kOrphan,  // gone, or open in no process
+};
+PeerSocket peer_socket(int fd);
 
 }  // namespace mpklink

@@ -10,6 +10,7 @@
 
 #include "preload/epoll_set.h"
 #include "preload/fd_table.h"
+#include "preload/identity.h"
 #include "preload/kernel_path.h"
 #include "preload/log.h"
 #include "preload/on_unwind.h"
@@ -193,6 +194,14 @@ Step rescue(const Call& c, std::size_t skip, std::size_t limit) {
   return moved(static_cast<ssize_t>(taken));
 }
 
+// A socket that is being closed looks like one that was shut down both ways, until it has no process any more or `closed` says so.
+bool peer_has_died(int fd, Stream* s) {
+  constexpr std::uint64_t kCloseNs = 5000000;
+  const std::uint64_t since = now_ns();
+  while (peer_socket(fd) == PeerSocket::kShut && unread_by_peer(s) && now_ns() - since < kCloseNs) sched_yield();
+  return peer_is_dead(fd, s);
+}
+
 // The ring is empty and the kernel says the peer has finished. A process that died with our bytes unread in its ring would
 // have been a reset on TCP, whose queue the kernel knows.
 Step end_of_input(const Call& c, std::size_t skip, std::size_t limit, bool shut) {
@@ -208,7 +217,7 @@ Step end_of_input(const Call& c, std::size_t skip, std::size_t limit, bool shut)
   // Both ends have finished sending: the kernel's connection is over and its socket unfindable, whoever still reads the ring.
   if (s->send_over_tcp.load_acquire() || !unread_by_peer(s) || s->end_reported.load_relaxed()) return moved(0);
   // Asked again once it is dead: it may have read the rest between the two looks, and then ended well.
-  if (!peer_is_dead(fd, s) || s->send_over_tcp.load_acquire() || !unread_by_peer(s)) return moved(0);
+  if (!peer_has_died(fd, s) || s->send_over_tcp.load_acquire() || !unread_by_peer(s)) return moved(0);
   if (s->end_reported.exchange(1) != 0) return moved(0);
   log(LogLevel::kWarn, FMT_COMPILE("fd {}: the peer died with unread bytes; TCP would have reset the connection"), fd);
   return failed(ECONNRESET);

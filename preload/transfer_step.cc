@@ -73,8 +73,8 @@ void poison(int fd, Stream* s) {
 }
 
 bool peer_is_dead(int fd, const Stream* s) {
-  const int orphan = peer_is_orphan(fd);
-  if (orphan >= 0) return orphan != 0;
+  const PeerSocket socket = peer_socket(fd);
+  if (socket != PeerSocket::kUnknown) return socket == PeerSocket::kOrphan;
   return peer_gone(s->pair);  // its process, then: the next best
 }
 

@@ -88,3 +88,14 @@ def test_stress_one_process(bench, variant):
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_stress_long(bench, variant):
     run_stress(bench, variant, 15 * SECONDS, one_process=False)
+
+
+@pytest.mark.parametrize("combo", [Combo.BOTH], ids=lambda c: c.value)
+def test_an_exit_beside_a_receive_is_a_reset(bench):
+    """The survivor asked whether its peer was dead between the FIN of its close and the moment in which the kernel calls it so."""
+    rounds = 600  # one in some 4000 was silent
+    bench.settings = {"WARMUP": 0}
+    parent = bench.start([bench.program("exit_unread"), "run", f"--rounds={rounds}"], SERVER)
+    bench.succeed(parent)
+    own = Stats([line for line in bench.stats(SERVER).lines if line["pid"] == parent.pid])
+    assert own.upgraded == rounds, f"a round on TCP shows nothing\n{own}"
