@@ -42,8 +42,9 @@ def test_threads_one_process(bench, settings):
 
 
 def test_many_connections(bench):
-    bench.run_pair("echo_threads", "--connections=100", "--rounds=60", "--max-size=2000", timeout_s=60)
-    bench.assert_ring(streams=100, min_bytes=100 * 60 * 50, exact=True, conserved=True)
+    # So many rounds that no connection is over while the thread at its other end waits for its turn.
+    bench.run_pair("echo_threads", "--connections=100", "--rounds=150", "--max-size=2000", timeout_s=60)
+    bench.assert_ring(streams=100, min_bytes=100 * 150 * 50, exact=True, conserved=True)
 
 
 # ---- event loops ---------------------------------------------------------------------------------------------------------

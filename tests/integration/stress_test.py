@@ -44,8 +44,8 @@ def assert_mostly_ring(bench, sides, pids):
     if bench.combo is Combo.BOTH:
         for side in sides:
             stats = Stats([line for line in bench.stats(side).lines if line["pid"] in pids])
-            bench.assert_ring_used(side, streams=8, min_bytes=100_000)
-            # A ring that is full for half a second goes back to TCP: with the slow guard that happens.
+            # With the slow guard there are few connections, and a ring that is full for half a second goes back to TCP.
+            bench.assert_ring_used(side, streams=4 if "GUARD" in bench.settings else 8, min_bytes=100_000)
             if "--revoke=1" not in EXTRA and "GUARD" not in bench.settings:
                 assert stats.ring > stats.tcp / 4, f"nearly all bytes went over TCP on the {side.value} side\n{stats}"
     bench.assert_gates()
