@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Http server ROOT | client URL ITEM…: the service of the tests (see app.py and client.py) by com.sun.net.httpserver and java.net.http.
+// Http server ROOT [PORT] | client URL ITEM… | measure SECONDS URL ITEM: the service of the tests (see app.py and client.py) by com.sun.net.httpserver and java.net.http.
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
 import java.io.IOException;
@@ -30,12 +30,12 @@ class Http {
     exchange.close();
   }
 
-  static void serve(Path root) throws Exception {
+  static void serve(Path root, int port) throws Exception {
     Map<String, byte[]> files = new HashMap<>();
     try (var entries = Files.list(root)) {
       for (Path file : entries.filter(Files::isRegularFile).toList()) files.put("/" + file.getFileName(), Files.readAllBytes(file));
     }
-    HttpServer server = HttpServer.create(new InetSocketAddress(InetAddress.getByName("127.0.0.1"), 0), 128);
+    HttpServer server = HttpServer.create(new InetSocketAddress(InetAddress.getByName("127.0.0.1"), port), 1024);
     server.createContext("/", exchange -> answer(exchange, files));
     server.setExecutor(Executors.newFixedThreadPool(4));
     server.start();
@@ -58,12 +58,37 @@ class Http {
     }
   }
 
+  /** One call after the other; the first tenth is not counted. Prints a line of JSON as tests/bench's `traffic` does. */
+  static void measure(double seconds, URI at) throws Exception {
+    HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+    HttpRequest request = HttpRequest.newBuilder(at).build();
+    long begin = System.nanoTime(), warm = begin + (long) (seconds * 1e8), end = begin + (long) (seconds * 1e9);
+    long[] took = new long[1 << 20];
+    int count = 0;
+    for (long start; (start = System.nanoTime()) < end;) {
+      int status = client.send(request, HttpResponse.BodyHandlers.ofByteArray()).statusCode();
+      if (status != 200) throw new IOException("status " + status);
+      if (start >= warm && count < took.length) took[count++] = System.nanoTime() - start;
+    }
+    Arrays.sort(took, 0, count);
+    double counted = (end - warm) / 1e9;
+    StringBuilder latency = new StringBuilder();
+    for (var share : new Object[][] {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p999", 0.999}, {"max", 1.0}})
+      latency.append(String.format(",\"%s\":%d", share[0], took[Math.min(count - 1, (int) ((double) share[1] * count))]));
+    System.out.printf("{\"kind\":\"fetch\",\"operations\":%d,\"seconds\":%s,\"operations_per_second\":%s,\"latency_ns\":{%s},\"errors\":0}%n",
+        count, counted, count / counted, latency.substring(1));
+  }
+
   public static void main(String[] arguments) throws Exception {
     if (arguments[0].equals("server")) {
-      serve(Path.of(arguments[1]));
+      serve(Path.of(arguments[1]), arguments.length > 2 ? Integer.parseInt(arguments[2]) : 0);
+      return;
+    }
+    if (arguments[0].equals("measure")) {
+      measure(Double.parseDouble(arguments[1]), URI.create(arguments[2] + arguments[3]));
     } else {
       fetch(arguments[1].replaceAll("/$", ""), Arrays.copyOfRange(arguments, 2, arguments.length));
-      System.exit(0);  // the client's own threads
     }
+    System.exit(0);  // the client's own threads
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// http.js server ROOT | client [--ca FILE] URL ITEM…: the service of the tests (see app.py and client.py) in node.
+// http.js server ROOT [PORT] | client [--ca FILE] URL ITEM…: the service of the tests (see app.py and client.py) in node.
 'use strict';
 const crypto = require('crypto');
 const fs = require('fs');
@@ -15,7 +15,7 @@ function readAll(stream) {
   });
 }
 
-function serve(root) {
+function serve(root, port) {
   const files = new Map(fs.readdirSync(root).map((name) => ['/' + name, fs.readFileSync(path.join(root, name))]));
   const server = require('http').createServer(async (request, response) => {
     const sent = await readAll(request);
@@ -24,7 +24,7 @@ function serve(root) {
     response.end(body);
   });
   server.keepAliveTimeout = 60000;
-  server.listen(0, '127.0.0.1', () => console.log(`PORT ${server.address().port}`));
+  server.listen(port, '127.0.0.1', () => console.log(`PORT ${server.address().port}`));
   process.on('SIGTERM', () => process.exit(0));
 }
 
@@ -60,7 +60,7 @@ async function client(ca, url, items) {
 
 const [role, ...rest] = process.argv.slice(2);
 if (role === 'server') {
-  serve(rest[0]);
+  serve(rest[0], Number(rest[1] || 0));
 } else {
   const ca = rest[0] === '--ca' ? rest.splice(0, 2)[1] : undefined;
   client(ca, rest[0].replace(/\/$/, ''), rest.slice(1)).catch((error) => {
