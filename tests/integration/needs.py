@@ -29,7 +29,7 @@ HEAVY = {
     "aiohttp": ("python3-aiohttp", lambda: has_module("aiohttp")),
     "grpc": ("python3-grpcio", lambda: has_module("grpc")),
     "redis-py": ("python3-redis", lambda: has_module("redis")),
-    "java": ("default-jdk-headless", lambda: shutil.which("javac") is not None),
+    "java": ("openjdk-17-jdk-headless", lambda: shutil.which("javac") is not None),
     "go": ("golang-go", lambda: shutil.which("go") is not None),
     "grpc_call": ("libgrpc++-dev and protobuf-compiler-grpc, then ninja", lambda: (BUILD / "tests" / "bench" / "grpc_call").is_file()),
 }

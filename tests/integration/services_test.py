@@ -40,13 +40,14 @@ def part(stats: Stats, nginx: bool) -> Stats:
     return Stats([line for line in stats.lines if (line["comm"] == "nginx") is nginx])
 
 
-def judge_backend(stats: Stats, server: str, got: int, sent: int) -> None:
-    """The connections between nginx and what is behind it, as the latter counts them. Both are preloaded."""
+def judge_backend(stats: Stats, server: str, got: int, sent: int) -> str:
+    """The verdict on the connections between nginx and what is behind it, as the latter counts them. Both are preloaded."""
     if server == CLOSES_EACH:
         assert_only(stats, server, "short-lived")
-    else:
-        assert_carried(stats, server, sent, got)
-        assert not stats.plain, f"{server}: a connection to the server behind was not upgraded\n{stats}"
+        return "TCP (short-lived)"
+    assert_carried(stats, server, sent, got)
+    assert not stats.plain, f"{server}: a connection to the server behind was not upgraded\n{stats}"
+    return "ring"
 
 
 def judge_one_end(bench, server: str) -> str:
@@ -77,13 +78,16 @@ def judge_both(bench, server: str, got: int, sent: int) -> str:
     return "ring"
 
 
-def judge(bench, server: str, echoes: bool) -> str:
+def judge(bench, server: str, echoes: bool) -> dict:
+    """What the table is made of."""
     sent = SENT if echoes else 0
     got = GOT + sent
     bench.assert_gates()
+    found = {}
     if server in BEHIND_NGINX and bench.combo.preloads(SERVER):
-        judge_backend(part(bench.stats(SERVER), nginx=False), server, got, sent)
-    return judge_both(bench, server, got, sent) if bench.combo is Combo.BOTH else judge_one_end(bench, server)
+        found["behind"] = judge_backend(part(bench.stats(SERVER), nginx=False), server, got, sent)
+    found["verdict"] = judge_both(bench, server, got, sent) if bench.combo is Combo.BOTH else judge_one_end(bench, server)
+    return found
 
 
 def run_pair(bench, record_property, root, classes, server: str, client: str) -> None:
@@ -97,8 +101,7 @@ def run_pair(bench, record_property, root, classes, server: str, client: str) ->
     asked = items(echoes)
     assert ask(bench, client, running.url("").rstrip("/"), asked, classes) == wanted(asked, root)
     running.stop()
-    verdict = judge(bench, server, echoes)
-    record_property("service", json.dumps({"server": server, "client": client, "preloaded": bench.combo.value, "verdict": verdict}))
+    record_property("service", json.dumps({"server": server, "client": client, "preloaded": bench.combo.value, **judge(bench, server, echoes)}))
 
 
 @pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
