@@ -12,7 +12,9 @@ import pytest
 from harness import CLIENT, SERVER, Combo, Stats
 from needs import built, need
 from servers import Gunicorn, GunicornSync, JavaHttp, Nginx, NodeHttp, Proxied, Uvicorn, UvicornUvloop
-from services import CLIENTS, GOT, SENT, ask, assert_carried, assert_only, classes, items, root, wanted  # noqa: F401
+from services import CLIENTS, GOT, RECORDS, SENT, ask, assert_carried, assert_only, classes, items, root, wanted  # noqa: F401
+
+pytestmark = RECORDS
 
 # Server → what it needs besides what scripts/setup.sh installs, and how it is started.
 SERVERS = {

@@ -9,7 +9,9 @@ import pytest
 from harness import CLIENT, PYTHON, SERVER, Combo, eventually, free_port, wait_for_port
 from needs import need
 from servers import Nginx
-from services import CLIENTS, GOT, PROGRAMS, ask, assert_carried, items, root, wanted  # noqa: F401
+from services import CLIENTS, GOT, PROGRAMS, RECORDS, ask, assert_carried, items, root, wanted  # noqa: F401
+
+pytestmark = RECORDS
 
 LINES, LINE_BYTES = 200, 1000
 TLS_CLIENTS = [client for client in CLIENTS if client != "Java HttpClient"]  # Java has a TLS of its own

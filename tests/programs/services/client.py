@@ -49,13 +49,14 @@ class Httpx(Sync):
 class Stdlib(Sync):
     def __init__(self, url, ca):
         at = urllib.parse.urlsplit(url)
+        self.base = at.path
         if at.scheme == "https":
             self.connection = http.client.HTTPSConnection(at.hostname, at.port, timeout=30, context=ssl.create_default_context(cafile=ca))
         else:
             self.connection = http.client.HTTPConnection(at.hostname, at.port, timeout=30)
 
     async def fetch(self, method, path, body):
-        self.connection.request(method, path, body)
+        self.connection.request(method, self.base + path, body)
         response = self.connection.getresponse()
         return response.status, response.read()
 
