@@ -369,6 +369,27 @@ def cmdlines_below(pid):
     return " ".join(read_text(f"/proc/{below}/cmdline") for below in descendants(pid)).replace("\0", " ").split()
 
 
+GOOD_SERVER = [sys.executable, "-c", "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); signal.pause()"]
+
+
+def together(*commands):
+    words = [word for command in commands for word in ("--", *command)][1:]
+    return subprocess.Popen([sys.executable, REPO / "tests" / "bench" / "together.py", *words], stdout=subprocess.PIPE, text=True)
+
+
+def test_servers_that_are_started_together_end_together():
+    process = together(GOOD_SERVER, GOOD_SERVER)
+    assert process.stdout.readline() == process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0 and not descendants(process.pid)
+
+
+@pytest.mark.parametrize("command", [["true"], ["false"]])
+def test_a_server_that_ends_by_itself_ends_the_others(command):
+    process = together(GOOD_SERVER, command)
+    assert process.wait(20) == 1 and not descendants(process.pid)
+
+
 @not_sanitized
 @pytest.mark.limit(120)
 def test_an_interruption_leaves_results_and_no_processes(tmp_path):

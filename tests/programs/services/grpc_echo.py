@@ -4,6 +4,7 @@
 The message has one field of bytes, so it is put together here: no generated code is needed. A client checks that every payload comes back.
 """
 
+import argparse
 import concurrent.futures
 import json
 import os
@@ -71,14 +72,17 @@ def call(seconds, port, sizes):
 
 
 def main():
-    arguments = sys.argv[1:]
-    if arguments[0] == "server":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=("server", "client"))
+    parser.add_argument("numbers", nargs="*", type=int, help="of a client: the port, then sizes")
+    parser.add_argument("--seconds", type=float, help="calls of the first size for so long, and a line of JSON as `traffic` prints it")
+    arguments = parser.parse_args()
+    if arguments.role == "server":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before there are threads
         serve()
-        return
-    seconds = float(arguments.pop(2)) if arguments[1] == "--seconds" else 0
-    arguments = [a for a in arguments[1:] if a != "--seconds"]
-    call(seconds, int(arguments[0]), [int(a) for a in arguments[1:]])
+    else:
+        port, *sizes = arguments.numbers
+        call(arguments.seconds, port, sizes)
 
 
 main()
