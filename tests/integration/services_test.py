@@ -52,7 +52,7 @@ def judge_backend(stats: Stats, server: str, got: int, sent: int) -> str:
     return "ring"
 
 
-def judge_one_end(bench, server: str) -> str:
+def judge_one_end(bench, server: str, client: str) -> str:
     """The end that is preloaded says why it stayed on TCP."""
     side = CLIENT if bench.combo is Combo.CLIENT else SERVER
     stats = bench.stats(side)
@@ -62,7 +62,7 @@ def judge_one_end(bench, server: str) -> str:
         assert set(front.plain) <= {"peer-absent", *(("short-lived",) if server == CLOSES_EACH else ())}, front
     else:
         bench.assert_not_used(side)
-        assert_only(stats, server, "peer-absent")
+        assert_only(stats, client if side is CLIENT else server, "peer-absent")
     return "TCP (peer-absent)"
 
 
@@ -80,7 +80,7 @@ def judge_both(bench, server: str, got: int, sent: int) -> str:
     return "ring"
 
 
-def judge(bench, server: str, echoes: bool) -> dict:
+def judge(bench, server: str, client: str, echoes: bool) -> dict:
     """What the table is made of."""
     sent = SENT if echoes else 0
     got = GOT + sent
@@ -88,7 +88,7 @@ def judge(bench, server: str, echoes: bool) -> dict:
     found = {}
     if server in BEHIND_NGINX and bench.combo.preloads(SERVER):
         found["behind"] = judge_backend(part(bench.stats(SERVER), nginx=False), server, got, sent)
-    found["verdict"] = judge_both(bench, server, got, sent) if bench.combo is Combo.BOTH else judge_one_end(bench, server)
+    found["verdict"] = judge_both(bench, server, got, sent) if bench.combo is Combo.BOTH else judge_one_end(bench, server, client)
     return found
 
 
@@ -103,7 +103,8 @@ def run_pair(bench, record_property, root, classes, server: str, client: str) ->
     asked = items(echoes)
     assert ask(bench, client, running.url("").rstrip("/"), asked, classes) == wanted(asked, root)
     running.stop()
-    record_property("service", json.dumps({"server": server, "client": client, "preloaded": bench.combo.value, **judge(bench, server, echoes)}))
+    found = judge(bench, server, client, echoes)
+    record_property("service", json.dumps({"server": server, "client": client, "preloaded": bench.combo.value, **found}))
 
 
 @pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])

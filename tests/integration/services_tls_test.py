@@ -58,7 +58,7 @@ def lines() -> list:
 @pytest.mark.parametrize("combo", [Combo.CLIENT, Combo.SERVER, Combo.BOTH], ids=lambda combo: combo.value)
 def test_openssl_server_and_client(bench, certificate):
     server, port = start_openssl_server(bench, certificate)
-    argv = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", certificate[0], "-verify_return_error", "-quiet"]
+    argv = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", certificate[0], "-verify_return_error", "-quiet", "-no_ign_eof"]
     client = bench.start(argv, CLIENT, name="s_client", stdin=subprocess.PIPE)
     for number, line in enumerate(lines(), 1):
         client.stdin.write(line.encode() + b"\n")
