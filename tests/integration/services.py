@@ -13,6 +13,7 @@ from needs import built
 SIZES = {"f0": 0, "f1": 1, "f1k": 1000, "f64k": 65536, "f100k": 100_000, "f2m": 2_000_000}
 ECHOES = (1, 1000, 65_536, 1_000_000)
 WARM = 40  # requests until a connection has surely been upgraded
+ALONE = 300  # … until it is clear that the peer has no library: before, the reason would be short-lived (preload/rendezvous_step.cc)
 GOT, SENT = sum(SIZES.values()), sum(ECHOES)
 PROGRAMS = SCRIPTS / "services"
 
@@ -46,9 +47,9 @@ def classes(tmp_path_factory):
 # ---- asking ------------------------------------------------------------------------------------------------------------------
 
 
-def items(echoes: bool) -> list:
+def items(echoes: bool, warm=WARM) -> list:
     """What is asked over one connection: warm-up, then every size, then bodies that come back."""
-    return ["/f1"] * WARM + [f"/{name}" for name in SIZES] + [f"+{size}" for size in ECHOES if echoes] + ["/f1"]
+    return ["/f1"] * warm + [f"/{name}" for name in SIZES] + [f"+{size}" for size in ECHOES if echoes] + ["/f1"]
 
 
 def wanted(asked, root) -> list:

@@ -12,7 +12,7 @@ import pytest
 from harness import CLIENT, SERVER, Combo, Stats
 from needs import built, need
 from servers import Gunicorn, GunicornSync, JavaHttp, Nginx, NodeHttp, Proxied, Uvicorn, UvicornUvloop
-from services import CLIENTS, GOT, RECORDS, SENT, ask, assert_carried, assert_only, classes, items, root, wanted  # noqa: F401
+from services import ALONE, CLIENTS, GOT, RECORDS, SENT, WARM, ask, assert_carried, assert_only, classes, items, root, wanted  # noqa: F401
 
 pytestmark = RECORDS
 
@@ -100,7 +100,7 @@ def run_pair(bench, record_property, root, classes, server: str, client: str) ->
         JavaHttp.classes = classes
     running = Proxied(bench, root, kind) if server in BEHIND_NGINX else kind(bench, root)
     echoes = kind is not Nginx
-    asked = items(echoes)
+    asked = items(echoes, WARM if bench.combo is Combo.BOTH else ALONE)
     assert ask(bench, client, running.url("").rstrip("/"), asked, classes) == wanted(asked, root)
     running.stop()
     found = judge(bench, server, client, echoes)

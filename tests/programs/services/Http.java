@@ -70,6 +70,7 @@ class Http {
       if (status != 200) throw new IOException("status " + status);
       if (start >= warm && count < took.length) took[count++] = System.nanoTime() - start;
     }
+    if (count == 0) throw new IOException("not one answer in " + seconds + " s");
     Arrays.sort(took, 0, count);
     double counted = (end - warm) / 1e9;
     StringBuilder latency = new StringBuilder();

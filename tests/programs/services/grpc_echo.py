@@ -19,7 +19,9 @@ LENGTHS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_messag
 
 
 def message(payload):
-    """EchoMessage { bytes payload = 1; }"""
+    """EchoMessage { bytes payload = 1; }; proto3 leaves out what is empty."""
+    if not payload:
+        return b""
     length, prefix = len(payload), bytearray(b"\x0a")
     while length > 127:
         prefix.append(length & 127 | 128)
@@ -76,7 +78,7 @@ def main():
     parser.add_argument("role", choices=("server", "client"))
     parser.add_argument("numbers", nargs="*", type=int, help="of a client: the port, then sizes")
     parser.add_argument("--seconds", type=float, help="calls of the first size for so long, and a line of JSON as `traffic` prints it")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.role == "server":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # before there are threads
         serve()
