@@ -170,7 +170,6 @@ def static_echo(tmp_path_factory):
 @pytest.mark.parametrize("combo", [Combo.CLIENT, Combo.SERVER], ids=["static-server", "static-client"])
 def test_static_program(bench, static_echo):
     """One end is static C++ under the preload, which it never sees; the other one is upgraded by nobody and says so."""
-    bench.settings = {"WARMUP": 2}
     ends = {SERVER: [static_echo, "server"], CLIENT: [static_echo, "client"]}
     preloaded = bench.sides()[0]
     ends[preloaded] = [bench.program("echo_threads"), preloaded.value]

@@ -45,10 +45,10 @@ def serve():
 
 def measure(unary, size, seconds):
     request = message(os.urandom(size))
-    took, end = [], time.perf_counter() + seconds
     for _ in range(100):
         unary(request, timeout=30)
-    begin = time.perf_counter()
+    took, begin = [], time.perf_counter()
+    end = begin + seconds
     while (start := time.perf_counter()) < end:
         unary(request, timeout=30)
         took.append(time.perf_counter() - start)
