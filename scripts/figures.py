@@ -54,12 +54,12 @@ def table(head, rows):
 
 
 def records_of(junit):
-    """What passed says of itself: server, client, preloaded, verdict."""
+    """What passed says of itself: server, client, preloaded, verdict. In the same order whatever the order of the tests was."""
     found = []
     for case in ElementTree.parse(junit).iter("testcase"):
         if case.find("failure") is None and case.find("error") is None:
             found += [json.loads(p.get("value")) for p in case.iter("property") if p.get("name") == "service"]
-    return found
+    return sorted(found, key=lambda record: ("→" in record["server"], *(record[key].lower() for key in ("server", "client", "preloaded"))))
 
 
 def failures_of(junit):

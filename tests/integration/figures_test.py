@@ -20,9 +20,9 @@ pytestmark = pytest.mark.no_ring
 
 RECORDS = [
     {"server": "nginx", "client": "curl", "preloaded": "both", "verdict": "ring"},
-    {"server": "nginx", "client": "node", "preloaded": "both", "verdict": "ring"},
-    {"server": "nginx", "client": "Go", "preloaded": "both", "verdict": "TCP (peer-absent)"},
     {"server": "nginx", "client": "curl", "preloaded": "client", "verdict": "TCP (peer-absent)"},
+    {"server": "nginx", "client": "Go", "preloaded": "both", "verdict": "TCP (peer-absent)"},
+    {"server": "nginx", "client": "node", "preloaded": "both", "verdict": "ring"},
     {"server": "nginx → app", "client": "curl", "preloaded": "both", "verdict": "ring", "behind": "TCP (short-lived)"},
 ]
 
@@ -81,7 +81,7 @@ def test_table_of_compatibility():
 
 
 def test_a_result_is_kept_and_shown(pages):
-    (pages / "results.xml").write_text(junit(RECORDS))
+    (pages / "results.xml").write_text(junit(reversed(RECORDS)))
     figures.write_compatibility(pages / "results.xml")
     assert json.loads((pages / "deploy" / "services.json").read_text())["records"] == RECORDS
     assert "| nginx | curl, node | Go: TCP (peer-absent) |" in (pages / "README.md").read_text()
