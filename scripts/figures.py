@@ -100,11 +100,18 @@ def result_of(junit):
     return {"versions": versions(), "records": records}
 
 
+def dumped(result):
+    """A line per record, so that a change shows as one."""
+    line = lambda value: json.dumps(value, ensure_ascii=False)
+    records = ",\n".join(line(record) for record in result["records"])
+    return f'{{"versions": {line(result["versions"])},\n"records": [\n{records}\n]}}\n'
+
+
 def write_compatibility(junit):
     if failures_of(junit):
         raise Wrong("a test failed: nothing is written")
     result = result_of(junit)
-    RECORD.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    RECORD.write_text(dumped(result))
     write_between(ROOT / "README.md", "compatibility", compatibility_text(result))
 
 

@@ -69,7 +69,7 @@ APPS = {
 
 
 class Service(Nginx):
-    """An application alone (`front` None), or nginx before it, or nginx alone with TLS (`app` None)."""
+    """An application alone, or nginx before it (`proxied`), or nginx alone with TLS."""
 
     unix = False
     client_name = "the client"
