@@ -26,6 +26,16 @@ for argument in "$@"; do
   esac
 done
 
+# What is written is all of it.
+partly=0
+for option in ${options[@]+"${options[@]}"}; do
+  if [ "$measure" = 0 ] || [[ "$option" == --cell* || "$option" == --quick ]]; then partly=1; fi
+done
+if [ "$write" = 1 ] && [ "$partly" = 1 ]; then
+  echo 'services.sh: --write needs a whole run: leave out --quick, --cell and the options of pytest' >&2
+  exit 2
+fi
+
 if [ "$install" = 1 ]; then
   scripts/setup.sh --quiet --services || exit 1
 fi
