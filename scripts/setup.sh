@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Installs what is needed to build, test and measure on Debian 12. Does nothing, quickly, when all of it is there.
-# Usage: scripts/setup.sh [--quiet] [--bench] [--afl]    (also what only scripts/bench.sh, or scripts/fuzz.sh --engine afl, needs)
+# Usage: scripts/setup.sh [--quiet] [--bench] [--services] [--afl]
+#   also what only scripts/bench.sh, scripts/services.sh, or scripts/fuzz.sh --engine afl needs
 set -euo pipefail
 
 packages=(
@@ -12,6 +13,10 @@ packages=(
   qemu-system-x86 xz-utils
 )
 bench_packages=(iperf3 nghttp2-client gnuplot-nox libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev)
+service_packages=(
+  gunicorn uvicorn python3-uvloop python3-httptools python3-requests python3-httpx python3-aiohttp python3-redis python3-grpcio
+  openjdk-17-jdk-headless golang-go
+)
 services=(nginx redis-server)
 pid_files=(/run/nginx.pid /run/redis/redis-server.pid)
 
@@ -117,8 +122,9 @@ main() {
     case $argument in
       --quiet | -q) quiet=true ;;
       --bench) packages+=("${bench_packages[@]}") ;;
+      --services) packages+=("${bench_packages[@]}" "${service_packages[@]}") ;;
       --afl) packages+=(afl++) ;;
-      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench] [--afl]"; exit 2 ;;
+      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench] [--services] [--afl]"; exit 2 ;;
     esac
   done
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

@@ -59,7 +59,8 @@ def descriptors(pids):
 
 def listens(port):
     """Looks into /proc: a trial connection would be one more stream to count."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+    tables = [Path(name) for name in ("/proc/net/tcp", "/proc/net/tcp6")]  # a JVM listens on IPv6, mapped
+    for line in "".join(table.read_text() for table in tables if table.exists()).splitlines():
         fields = line.split()
         if fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
             return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SVG plots by gnuplot: the ratios of each suite, and latency percentiles at fixed rates."""
+"""SVG plots by gnuplot: the ratios of each suite, latency percentiles at fixed rates, the paper's calls by the size of the message."""
 
 import subprocess
 
@@ -90,12 +90,52 @@ def latency_script(records):
     return Script(440 * len(records), 420, [*lines, "unset multiplot"])
 
 
+# ---- the paper's comparison -----------------------------------------------------------------------
+
+PAPER_LINES = {
+    ("REST", "tcp"): "#555555", ("REST", "mpklink"): "#0072b2", ("gRPC", "tcp"): "#cc79a7", ("gRPC", "unix"): "#e69f00",
+    ("gRPC", "mpklink"): "#009e73",
+}  # fmt: skip
+UNITS = {"B": 1, "KB": 1000, "MB": 1_000_000}
+
+
+def call_of(record):
+    """("REST", bytes) of the cell "paper/REST, 10 KB"."""
+    kind, _, length = record["name"].partition("/")[2].partition(", ")
+    number, unit = length.split()
+    return kind, int(number) * UNITS[unit]
+
+
+def paper_script(records):
+    """Two panels by the size of the message: calls per second, and median latency."""
+    panels = (
+        ("calls per second", lambda entry: entry.get("rate", {}).get("median")),
+        ("median latency, µs", lambda entry: entry.get("latency_us", {}).get("p50")),
+    )
+    lines = ["set multiplot layout 1,2", "set logscale xy", "set grid", "set xlabel 'bytes in a message'"]
+    lines += ["set format x '%.0s%c'", "set key outside bottom center horizontal maxrows 3"]
+    for number, (title, figure_of) in enumerate(panels):
+        plotted = []
+        for (kind, mode), colour in PAPER_LINES.items():
+            cells = [(call_of(record)[1], figure_of(record["modes"].get(mode, {}))) for record in records if call_of(record)[0] == kind]
+            points = sorted((length, value) for length, value in cells if value)
+            if not points:
+                continue
+            block = f"$p{number}_{kind}_{mode}"
+            lines += [f"{block} << EOD", *(f"{length} {value}" for length, value in points), "EOD"]
+            plotted.append(f"{block} with linespoints title {quoted(f'{kind}, {mode}')} linewidth 2 linecolor rgb '{colour}'")
+        lines.append(f"set title {quoted(title)}")
+        if plotted:
+            lines.append("plot " + ", ".join(plotted))
+    return Script(1000, 460, [*lines, "unset multiplot"])
+
+
 def write_plots(report, directory):
     """The files written."""
     written = []
     for suite in dict.fromkeys(record["suite"] for record in report["cells"]):
         records = [record for record in report["cells"] if record["suite"] == suite]
-        scripts = {suite: ratio_script(suite, records)}
+        scripts = {suite: paper_script(records) if suite == "paper" else ratio_script(suite, records)}
         if suite == "fixed-rate":
             scripts["fixed-rate-latency"] = latency_script(records)
         for name, script in scripts.items():

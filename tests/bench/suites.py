@@ -4,6 +4,7 @@
 from cells import FREE, MEDIAN_LATENCY, NO_RATIO, ONE_CORE, Cell, Comparison
 from iperf import Iperf
 from modes import BOTH_AND_ONE_END
+from other_services import APPS, CrossedGrpc, Fetch, WrkService
 from redis_load import Redis
 from traffic import Churn, FixedRate, Gateway, Grpc, Idle, Many, PingPong, Stream
 from web import H2load, Wrk
@@ -14,6 +15,8 @@ IDLE_CONNECTIONS, QUICK_IDLE_CONNECTIONS = 2000, 200
 
 
 def size(count):
+    if count >= 1_000_000 and count % 1_000_000 == 0:
+        return f"{count // 1_000_000} MB"
     if count >= 1024 and count % 1024 == 0:
         return f"{count // 1024} KiB"
     return f"{count // 1000} KB" if count >= 1000 and count % 1000 == 0 else f"{count} B"
@@ -104,10 +107,36 @@ def matrix():
             yield Cell("matrix", f"{name}, {placement}", workload, BOTH_AND_ONE_END, placement=placement, **special)
 
 
+PAPER_SIZES = (100, 1000, 10_000, 100_000, 1_000_000)
+
+
+def paper():
+    """The comparison of the MPKLink paper: a REST call and a gRPC call, one after the other over one connection, by the size of the message."""
+    for length in PAPER_SIZES:
+        quick = length in (100, 10_000)
+        yield Cell("paper", f"REST, {size(length)}", Wrk(1, length), ("tcp", "mpklink", "guard-off"), quick=quick)
+    for length in PAPER_SIZES:
+        quick = length in (100, 10_000)
+        yield Cell("paper", f"gRPC, {size(length)}", Grpc(length), ("tcp", "unix", "mpklink", "guard-off"), quick=quick)
+
+
+def services():
+    """What other people's servers and clients gain."""
+    workloads = {f"wrk → {app}": WrkService(app) for app in APPS}
+    workloads.update({f"wrk → nginx → {app}": WrkService(app, proxied=True) for app in APPS})
+    workloads["wrk → nginx, TLS"] = WrkService(tls=True)
+    workloads.update({f"{library} → nginx": Fetch(library) for library in ("stdlib", "requests", "httpx", "aiohttp", "Java")})
+    workloads.update({f"gRPC, {client} → {server}": CrossedGrpc(server, client) for server in ("C++", "Python") for client in ("C++", "Python")})
+    for name, workload in workloads.items():
+        yield Cell("services", name, workload, ("tcp", "mpklink"), quick=name in ("wrk → node", "wrk → nginx → node", "stdlib → nginx"))
+
+
 SUITES = {
     "nginx": nginx, "redis": redis, "pingpong": pingpong, "fixed-rate": fixed_rate, "streaming": streaming, "churn": churn, "many": many,
-    "idle": idle, "rpc": rpc, "matrix": matrix,
+    "idle": idle, "rpc": rpc, "matrix": matrix, "paper": paper, "services": services,
 }  # fmt: skip
+# Only when they are asked for: they measure what others do again, or need packages of their own (scripts/services.sh installs them).
+NAMED_ONLY = ("paper", "services")
 
 COMPARISONS = [
     *(
@@ -123,8 +152,8 @@ COMPARISONS = [
 
 
 def cells_of(names, quick, pattern):
-    """Those of the suites named, in order; all when none is named. A pattern takes any cell whose full name it matches."""
-    chosen = [cell for name in names or SUITES for cell in SUITES[name]()]
+    """Those of the suites named, in order; all but NAMED_ONLY when none is named. A pattern takes any cell whose full name it matches."""
+    chosen = [cell for name in names or [name for name in SUITES if name not in NAMED_ONLY] for cell in SUITES[name]()]
     if pattern is not None:
         return [cell for cell in chosen if pattern.search(cell.full_name)]
     return [cell for cell in chosen if cell.quick or not quick]

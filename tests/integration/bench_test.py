@@ -301,7 +301,7 @@ def test_plots_have_the_figures():
 
 
 def test_every_cell_has_a_name_of_its_own():
-    names = [cell.full_name for cell in suites.cells_of([], False, None)]
+    names = [cell.full_name for cell in suites.cells_of(suites.SUITES, False, None)]
     assert len(names) == len(set(names)) and {name.partition("/")[0] for name in names} == set(suites.SUITES)
 
 
@@ -313,7 +313,8 @@ def test_comparisons_name_cells_that_are_there():
 
 def test_the_quick_run_has_cells_of_all_suites_and_is_short():
     quick = suites.cells_of([], True, None)
-    assert {cell.suite for cell in quick} == set(suites.SUITES)
+    assert {cell.suite for cell in quick} == set(suites.SUITES) - set(suites.NAMED_ONLY)
+    assert {cell.suite for cell in suites.cells_of(suites.SUITES, True, None)} == set(suites.SUITES)
     assert estimate_s(quick, 3, 0.5) < 8 * 60
     assert estimate_s(suites.cells_of([], False, None), 5, 2) < 100 * 60
 
@@ -366,6 +367,27 @@ def test_one_cell_for_real(tmp_path):
 
 def cmdlines_below(pid):
     return " ".join(read_text(f"/proc/{below}/cmdline") for below in descendants(pid)).replace("\0", " ").split()
+
+
+GOOD_SERVER = [sys.executable, "-c", "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); signal.pause()"]
+
+
+def together(*commands):
+    words = [word for command in commands for word in ("--", *command)][1:]
+    return subprocess.Popen([sys.executable, REPO / "tests" / "bench" / "together.py", *words], stdout=subprocess.PIPE, text=True)
+
+
+def test_servers_that_are_started_together_end_together():
+    process = together(GOOD_SERVER, GOOD_SERVER)
+    assert process.stdout.readline() == process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0 and not descendants(process.pid)
+
+
+@pytest.mark.parametrize("command", [["true"], ["false"]])
+def test_a_server_that_ends_by_itself_ends_the_others(command):
+    process = together(GOOD_SERVER, command)
+    assert process.wait(20) == 1 and not descendants(process.pid)
 
 
 @not_sanitized

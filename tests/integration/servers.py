@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""nginx and redis as the tests use them: configuration, start, proper end."""
+"""nginx, redis and other people's HTTP servers as the tests use them: configuration, start, proper end."""
 
 import os
 import pathlib
 import re
 import signal
 
-from harness import SERVER, Bench, Proc, Side, free_port, wait_for_port
+from harness import PYTHON, SCRIPTS, SERVER, Bench, Proc, Side, free_port, wait_for_port
 
 NGINX_CONF = """
 daemon off;
@@ -106,3 +106,99 @@ class Redis:
 
     def stop(self) -> None:
         self.proc.stop(signal.SIGTERM)
+
+
+# ---- the service of tests/programs/services, by other people's servers -----------------------------------------------------------
+
+
+class HttpServer:
+    """GET /NAME is a file of `root`, POST /echo gives the body back. `ends_with`: its exit code after SIGTERM."""
+
+    ends_with = 0
+
+    def __init__(self, bench: Bench, root):
+        self.proc, self.port = self.start(bench, root)
+
+    def start(self, bench, root):
+        raise NotImplementedError
+
+    def url(self, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def stop(self) -> None:
+        self.proc.stop(signal.SIGTERM, self.ends_with)
+
+
+class ToldItsPort(HttpServer):
+    """A server that does not choose its port."""
+
+    def command(self, port: int) -> list:
+        raise NotImplementedError
+
+    def start(self, bench, root):
+        port = free_port()
+        proc = bench.start(self.command(port), SERVER, name="app", env={"SERVICE_ROOT": str(root), "PYTHONPATH": str(SCRIPTS / "services")})
+        wait_for_port(port, proc)
+        return proc, port
+
+
+class Gunicorn(ToldItsPort):
+    worker = "gthread"
+
+    def command(self, port):
+        options = ["--worker-class", self.worker, "--workers", 1, "--keep-alive", 60, "--bind", f"127.0.0.1:{port}"]
+        return [PYTHON, "-B", "-m", "gunicorn", *options, *(["--threads", 4] if self.worker == "gthread" else []), "app:wsgi"]
+
+
+class GunicornSync(Gunicorn):
+    """Closes every connection after its first answer."""
+
+    worker = "sync"
+
+
+class Uvicorn(ToldItsPort):
+    loop = "asyncio"
+
+    def command(self, port):
+        options = ["--loop", self.loop, "--lifespan", "off", "--timeout-keep-alive", 60, "--host", "127.0.0.1", "--port", port]
+        return [PYTHON, "-B", "-m", "uvicorn", "--no-access-log", *options, "app:asgi"]
+
+
+class UvicornUvloop(Uvicorn):
+    loop = "uvloop"
+
+
+class NodeHttp(HttpServer):
+    def start(self, bench, root):
+        proc = bench.start(["node", SCRIPTS / "services" / "http.js", "server", root], SERVER, name="app")
+        return proc, proc.port()
+
+
+class JavaHttp(HttpServer):
+    """com.sun.net.httpserver. `classes`: where Http.class is."""
+
+    ends_with = 143  # a JVM's after SIGTERM: its hooks have run
+    classes = None
+
+    def start(self, bench, root):
+        options = ["-XX:TieredStopAtLevel=1", "-Dsun.net.httpserver.nodelay=true", "-cp", self.classes]
+        proc = bench.start(["java", *options, "Http", "server", root], SERVER, name="app")
+        return proc, int(proc.wait_line(r"^PORT (\d+)$", 30).group(1))
+
+
+class Proxied:
+    """nginx before another server, with connections to it that are kept."""
+
+    def __init__(self, bench: Bench, root, backend: type):
+        self.backend = backend(bench, root)
+        self.nginx = Nginx(
+            bench, root, http=f"upstream back {{ server 127.0.0.1:{self.backend.port}; keepalive 4; }}",
+            server='location /b/ { proxy_pass http://back/; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_max_temp_file_size 0; }',
+        )  # fmt: skip
+
+    def url(self, path: str = "") -> str:
+        return self.nginx.url(f"b{path}")
+
+    def stop(self) -> None:
+        self.nginx.stop()
+        self.backend.stop()
