@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Installs what is needed to build, test and measure on Debian 12. Does nothing, quickly, when all of it is there.
-# Usage: scripts/setup.sh [--quiet] [--bench] [--afl]    (also what only scripts/bench.sh, or scripts/fuzz.sh --engine afl, needs)
+# Usage: scripts/setup.sh [--quiet] [--bench] [--afl] [--pods] [--package]
+#   also what only scripts/bench.sh, scripts/fuzz.sh --engine afl, scripts/pods.sh or scripts/package.sh needs
 set -euo pipefail
 
 packages=(
@@ -12,6 +13,8 @@ packages=(
   qemu-system-x86 xz-utils
 )
 bench_packages=(iperf3 nghttp2-client gnuplot-nox libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev)
+pods_packages=(podman crun catatonit musl-tools python3-yaml)
+package_packages=(debhelper dpkg-dev fakeroot lintian pkg-config)
 services=(nginx redis-server)
 pid_files=(/run/nginx.pid /run/redis/redis-server.pid)
 
@@ -118,7 +121,9 @@ main() {
       --quiet | -q) quiet=true ;;
       --bench) packages+=("${bench_packages[@]}") ;;
       --afl) packages+=(afl++) ;;
-      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench] [--afl]"; exit 2 ;;
+      --pods) packages+=("${pods_packages[@]}") ;;
+      --package) packages+=("${package_packages[@]}") ;;
+      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench] [--afl] [--pods] [--package]"; exit 2 ;;
     esac
   done
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

@@ -17,6 +17,7 @@ constexpr int kExitNotFound = 127;
 struct CheckedProgram {
   std::string path;                   // what to give to execv(): always has a slash
   std::vector<std::string> warnings;  // it runs, but perhaps not as hoped
+  std::string loader;                 // the dynamic loader that runs in the end; empty: not known
 };
 
 /// Finds `name` as execvp(3) would, follows #! lines, and throws Refusal unless the dynamic loader that runs in the end
