@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import images
-from conftest import Pod
+from containers import Pod
 
 REQUESTS = 1000
 BODY_BYTES = REQUESTS * len("hello\n")
