@@ -25,7 +25,7 @@ def prefix(tmp_path_factory):
 
 
 def find_one(directory: pathlib.Path, name: str) -> pathlib.Path:
-    found = list(directory.rglob(name))
+    found = [path for path in directory.rglob(name) if path.is_file()]
     assert len(found) == 1, found
     return found[0]
 
@@ -72,7 +72,7 @@ def test_what_is_installed(prefix):
 def test_pkg_config_names_the_library(prefix):
     def ask(*options):
         env = clean_env(PKG_CONFIG_PATH=find_one(prefix, "mpklink.pc").parent)
-        return subprocess.run(["pkg-config", "--define-prefix", *options, "mpklink"], env=env, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        return subprocess.run(["pkg-config", f"--define-variable=prefix={prefix}", *options, "mpklink"], env=env, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
     assert pathlib.Path(ask("--variable=preload")).resolve() == find_one(prefix, "libmpklink.so")
     assert ask("--libs") == ""

@@ -116,6 +116,9 @@ def test_tarball(packages, tmp_path):
     assert_ring_used(echo(tmp_path, [folder / "bin/mpklink-exec"]))
     needed = re.findall(r"NEEDED +(\S+)", sh("objdump", "-p", folder / "bin/mpklink"))
     assert set(needed) <= {"libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"}, needed
+    if shutil.which("pkg-config"):
+        said = sh("pkg-config", "--variable=preload", "mpklink", PKG_CONFIG_PATH=folder / "lib/pkgconfig").strip()
+        assert pathlib.Path(said).resolve() == folder / "lib/libmpklink.so"
     # ld.so cannot preload from a path with spaces: a sentence, no silence.
     other = next((tmp_path / "and there, too").iterdir())
     refused = subprocess.run([other / "bin/mpklink", "run", "true"], env=clean_env(), capture_output=True, text=True, timeout=30)

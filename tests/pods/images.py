@@ -71,7 +71,7 @@ def import_root(podman, work: pathlib.Path, fill, name: str) -> None:
     fill(root)
     archive = work / "root.tar"
     subprocess.run(["tar", "-C", root, "--owner=0", "--group=0", "-cf", archive, "."], check=True, timeout=120)
-    podman("import", archive, name)
+    podman("import", "--change=ENV PATH=/usr/bin:/bin", archive, name)
     shutil.rmtree(root)
     archive.unlink()
 
