@@ -63,9 +63,10 @@ build_debs() {
 
 # The tools with their C++ library inside: they then need glibc only, of any distribution that is new enough.
 build_tarball() {
-  local name=mpklink-$version-linux-x86_64
-  meson setup "$work/build" --prefix=/ --libdir=lib -Dtests=false -Dpkgconfig.relocatable=true -Dcpp_link_args='-static-libstdc++ -static-libgcc' >"$work/log" 2>&1 &&
-    meson install -C "$work/build" --strip --destdir "$work/$name" >>"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
+  local name=mpklink-$version-linux-x86_64 build=build-package
+  [ -f "$build/build.ninja" ] || meson setup "$build" --prefix=/ --libdir=lib -Dtests=false -Dpkgconfig.relocatable=true \
+    -Dcpp_link_args='-static-libstdc++ -static-libgcc' >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
+  meson install -C "$build" --strip --destdir "$work/$name" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
   cp README.md LICENSE "$work/$name/"
   tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$(git log -1 --format=%ct 2>/dev/null || echo 0)" \
     -czf "$out/$name.tar.gz" "$name"

@@ -45,7 +45,8 @@ class Library {
   /// A string of the dynamic string table; empty if there is none.
   std::string name(uint64_t offset) const {
     std::string text;
-    for (char c = 0; text.size() < kMaxNameBytes && read_bytes(tag(DT_STRTAB) + offset + text.size(), &c, 1); text += c) {
+    for (char c = 0; text.size() < kMaxNameBytes && read_bytes(tag(DT_STRTAB) + offset + text.size(), &c, 1);
+         text += c) {
       if (c == '\0') return text;
     }
     return {};
@@ -56,7 +57,8 @@ class Library {
     for (const Elf64_Phdr& ph : headers_) {
       if (ph.p_type != PT_LOAD || address < ph.p_vaddr || address - ph.p_vaddr >= ph.p_filesz) continue;
       const uint64_t inside = address - ph.p_vaddr;
-      return length <= ph.p_filesz - inside && file_.contains(ph.p_offset, ph.p_filesz) && file_.read(ph.p_offset + inside, to, length);
+      return length <= ph.p_filesz - inside && file_.contains(ph.p_offset, ph.p_filesz) &&
+             file_.read(ph.p_offset + inside, to, length);
     }
     return false;
   }

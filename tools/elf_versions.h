@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Symbol versions of ELF libraries: ld.so ends a program whose libc lacks one that a preloaded library needs. The files are input.
+// Symbol versions of ELF libraries: ld.so ends a program whose libc lacks one that a preloaded library needs. The files
+// are input.
 #pragma once
 
 #include <set>
@@ -7,7 +8,8 @@
 
 namespace mpklink {
 
-/// What the library open at `fd` needs of `from` (a soname, "libc.so.6"). Empty: nothing, or the file is not a sound x86-64 library.
+/// What the library open at `fd` needs of `from` (a soname, "libc.so.6"). Empty: nothing, or the file is not a sound
+/// x86-64 library.
 std::set<std::string> needed_versions(int fd, const std::string& from);
 
 /// What the library open at `fd` defines. Empty as above.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// `mpklink-exec program args...`: the entry of a container. Becomes the program, with libmpklink preloaded if that can work, else
-// untouched: unlike `mpklink run` it never refuses. Static, so that it runs in an image whose libc is not ours.
+// `mpklink-exec program args...`: the entry of a container. Becomes the program, with libmpklink preloaded if that can
+// work, else untouched: unlike `mpklink run` it never refuses. Static, so that it runs in an image whose libc is not
+// ours.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -32,8 +33,10 @@ constexpr char kUsage[] =
     "Usage: mpklink-exec program args...\n"
     "       mpklink-exec --copy-to DIRECTORY\n"
     "\n"
-    "The first form becomes the program, with libmpklink preloaded where it can be: a dynamic x86-64 program, linked with a glibc that is\n"
-    "new enough. Any other program is started untouched; MPKLINK_LOG=warn says why. MPKLINK_DISABLE=1 leaves every program untouched.\n"
+    "The first form becomes the program, with libmpklink preloaded where it can be: a dynamic x86-64 program, linked "
+    "with a glibc that is\n"
+    "new enough. Any other program is started untouched; MPKLINK_LOG=warn says why. MPKLINK_DISABLE=1 leaves every "
+    "program untouched.\n"
     "The library is $MPKLINK_LIBRARY, or libmpklink.so beside this file.\n"
     "\n"
     "The second form copies this file, the library and mpklink into a directory that containers share.\n"
@@ -58,14 +61,18 @@ class Fd {
   int fd_;
 };
 
-void say(const std::string& sentence) { fputs(("mpklink-exec: " + sentence + "\n").c_str(), stderr); }
+void say(const std::string& sentence) {
+  fputs(("mpklink-exec: " + sentence + "\n").c_str(), stderr);
+}
 
 bool is_set(const char* variable, const char* value) {
   const char* text = getenv(variable);
   return text != nullptr && strcmp(text, value) == 0;
 }
 
-bool warnings_wanted() { return is_set("MPKLINK_LOG", "warn") || is_set("MPKLINK_LOG", "info") || is_set("MPKLINK_LOG", "debug"); }
+bool warnings_wanted() {
+  return is_set("MPKLINK_LOG", "warn") || is_set("MPKLINK_LOG", "info") || is_set("MPKLINK_LOG", "debug");
+}
 
 std::string directory_of(const std::string& path) {
   char real[PATH_MAX];
@@ -76,18 +83,20 @@ std::string directory_of(const std::string& path) {
 
 // ---- becoming the program ----
 
-/// The program's own libc must define all that the library needs of it, or ld.so ends the program before main(). It lies beside the loader in
-/// every distribution; where it does not, nothing is known.
+/// The program's own libc must define all that the library needs of it, or ld.so ends the program before main(). It
+/// lies beside the loader in every distribution; where it does not, nothing is known.
 void check_libc(const std::string& library, const std::string& loader) {
   const std::string libc = directory_of(loader) + "/libc.so.6";
   const Fd ours(open(library.c_str(), O_RDONLY | O_CLOEXEC));
   const Fd theirs(open(libc.c_str(), O_RDONLY | O_CLOEXEC));
   const std::set<std::string> needed = mpklink::needed_versions(ours.get(), "libc.so.6");
   const std::set<std::string> defined = mpklink::defined_versions(theirs.get());
-  auto missing = std::find_if(needed.begin(), needed.end(), [&](const std::string& version) { return defined.count(version) == 0; });
+  auto missing = std::find_if(needed.begin(), needed.end(),
+                              [&](const std::string& version) { return defined.count(version) == 0; });
   if (missing == needed.end()) return;
-  const std::string why = defined.empty() ? fmt::format("no glibc was found beside its loader {}", loader)
-                                          : fmt::format("{} is older than libmpklink needs ({} is missing)", libc, *missing);
+  const std::string why = defined.empty()
+                              ? fmt::format("no glibc was found beside its loader {}", loader)
+                              : fmt::format("{} is older than libmpklink needs ({} is missing)", libc, *missing);
   throw Refusal(mpklink::kExitCannotWrap, why + "; use a library that was built for that glibc");
 }
 
@@ -116,7 +125,8 @@ int become(char** words) {
   prepare(words[0]);
   execvp(words[0], words);
   const int error = errno;
-  const char* hint = error == ENOENT ? "check the name, and that its interpreter is there" : "check its mode and its format";
+  const char* hint =
+      error == ENOENT ? "check the name, and that its interpreter is there" : "check its mode and its format";
   say(fmt::format("{} cannot be executed: {}; {}", words[0], strerror(error), hint));
   return error == ENOENT ? mpklink::kExitNotFound : mpklink::kExitCannotWrap;
 }
@@ -153,9 +163,10 @@ void copy_file(const std::string& source, const std::string& target) {
 int copy_to(const std::string& directory) {
   const std::string here = directory_of("/proc/self/exe");
   if (access((here + "/libmpklink.so").c_str(), R_OK) != 0) {
-    throw Refusal(kExitUnavailable, fmt::format("{}/libmpklink.so is not there; --copy-to is for a directory that holds all three files, "
-                                                         "as the image and the tarball's bin/ and lib/ put together do",
-                                                         here));
+    throw Refusal(kExitUnavailable,
+                  fmt::format("{}/libmpklink.so is not there; --copy-to is for a directory that holds all three files, "
+                              "as the image and the tarball's bin/ and lib/ put together do",
+                              here));
   }
   for (const char* name = kSharedFiles; *name != '\0'; name += strlen(name) + 1) {
     copy_file(fmt::format("{}/{}", here, name), fmt::format("{}/{}", directory, name));
