@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Installs what is needed to build, test and measure on Debian 12. Does nothing, quickly, when all of it is there.
-# Usage: scripts/setup.sh [--quiet] [--bench] [--services] [--afl]
-#   also what only scripts/bench.sh, scripts/services.sh, or scripts/fuzz.sh --engine afl needs
+# Usage: scripts/setup.sh [--quiet] [--bench] [--services] [--afl] [--pods] [--package]
+#   also what only scripts/bench.sh, scripts/services.sh, scripts/fuzz.sh --engine afl, scripts/pods.sh or scripts/package.sh needs
 set -euo pipefail
 
 packages=(
@@ -17,6 +17,8 @@ service_packages=(
   gunicorn uvicorn python3-uvloop python3-httptools python3-requests python3-httpx python3-aiohttp python3-redis python3-grpcio
   openjdk-17-jdk-headless golang-go
 )
+pods_packages=(podman crun catatonit musl-tools python3-yaml)
+package_packages=(debhelper dpkg-dev fakeroot lintian pkg-config)
 services=(nginx redis-server)
 pid_files=(/run/nginx.pid /run/redis/redis-server.pid)
 
@@ -124,7 +126,9 @@ main() {
       --bench) packages+=("${bench_packages[@]}") ;;
       --services) packages+=("${bench_packages[@]}" "${service_packages[@]}") ;;
       --afl) packages+=(afl++) ;;
-      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench] [--services] [--afl]"; exit 2 ;;
+      --pods) packages+=("${pods_packages[@]}") ;;
+      --package) packages+=("${package_packages[@]}") ;;
+      *) say "unknown option $argument; usage: scripts/setup.sh [--quiet] [--bench] [--services] [--afl] [--pods] [--package]"; exit 2 ;;
     esac
   done
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

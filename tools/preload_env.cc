@@ -63,7 +63,7 @@ std::string search_library() {
   const std::string here = own_directory();
   if (!here.empty()) {
     for (const char* pattern :
-         {"/../preload/libmpklink.so", "/../lib*/libmpklink.so", "/../lib*/x86_64-linux-gnu/libmpklink.so"}) {
+         {"/libmpklink.so", "/../preload/libmpklink.so", "/../lib*/libmpklink.so", "/../lib*/x86_64-linux-gnu/libmpklink.so"}) {
       std::string found = first_match(here, pattern);
       if (!found.empty()) return canonical(found);
     }

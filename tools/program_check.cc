@@ -175,6 +175,7 @@ class Walk {
  public:
   void check(const std::string& path, const std::string& subject, int scripts);
   std::vector<std::string> warnings;
+  std::string last_loader;
 
  private:
   void check_named(const std::string& name, const std::string& subject, int scripts);
@@ -239,13 +240,17 @@ void Walk::check_elf(int fd, const std::string& path, const std::string& subject
   if (elf.kind == ElfKind::kStatic) {
     // `ld.so program` has no loader of its own, being it.
     char real[PATH_MAX];
-    if (realpath(path.c_str(), real) != nullptr && starts_with(base_name(real), "ld-linux-x86-64.so.")) return;
+    if (realpath(path.c_str(), real) != nullptr && starts_with(base_name(real), "ld-linux-x86-64.so.")) {
+      last_loader = path;
+      return;
+    }
     throw Refusal(kExitCannotWrap,
                   fmt::format("{} is statically linked, so nothing can be preloaded into it; use a dynamically linked "
                               "build of it",
                               subject));
   }
   check_loader(subject, elf.loader);
+  last_loader = elf.loader;
   if (elf.is_go) {
     warnings.push_back(fmt::format(
         "{} is a Go program: Go makes its system calls without libc, so its connections stay on TCP", subject));
@@ -281,7 +286,7 @@ CheckedProgram check_program(const std::string& name) {
     refuse_unstartable(name, found, found.path.empty() ? subject : found.path);
   Walk walk;
   walk.check(found.path, found.path, 0);
-  return {found.path, walk.warnings};
+  return {found.path, walk.warnings, walk.last_loader};
 }
 
 }  // namespace mpklink

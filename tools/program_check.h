@@ -3,9 +3,10 @@
 // connection.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "tools/refusal.h"
 
 namespace mpklink {
 
@@ -13,16 +14,10 @@ namespace mpklink {
 constexpr int kExitCannotWrap = 126;
 constexpr int kExitNotFound = 127;
 
-/// The reason why a program is not started: one sentence, without a final stop.
-class Refusal : public std::runtime_error {
- public:
-  Refusal(int code, const std::string& sentence) : std::runtime_error(sentence), exit_code(code) {}
-  const int exit_code;
-};
-
 struct CheckedProgram {
   std::string path;                   // what to give to execv(): always has a slash
   std::vector<std::string> warnings;  // it runs, but perhaps not as hoped
+  std::string loader;                 // the dynamic loader that runs in the end; empty: not known
 };
 
 /// Finds `name` as execvp(3) would, follows #! lines, and throws Refusal unless the dynamic loader that runs in the end
