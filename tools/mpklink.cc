@@ -1,278 +1,115 @@
 // SPDX-License-Identifier: MIT
-// `mpklink run [options] -- program args...`: checks that the program can be preloaded, sets the environment, and
-// becomes it.
+// `mpklink COMMAND ...`: the table of commands, and what is the same for all of them: help, wrong use, refusals, exit codes.
 #include <fmt/format.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cerrno>
-#include <climits>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <iterator>
 #include <string>
 #include <vector>
 
-#include "preload/settings.h"
-#include "preload_env.h"
-#include "program_check.h"
+#include "tools/command_support.h"
+#include "tools/commands.h"
 
 namespace {
 
-using mpklink::Refusal;
+using namespace mpklink;
 
-constexpr int kExitUsage = 2;
+using AddCommand = void (*)(CLI::App* app);
 
-/// One setting of the library: an option here, a variable there.
-struct Setting {
-  const char* option;
-  const char* variable;
-  const char* help;
+// In the order of `mpklink --help`. One line for each command.
+constexpr AddCommand kCommands[] = {
+    add_run,
 };
 
-constexpr Setting kSettings[] = {
-    {"--guard", "MPKLINK_GUARD", "protection of the shared memory: auto, pkey, mprotect, off or require"},
-    {"--backing", "MPKLINK_BACKING", "what shared memory is made of: memfd, or secret (memfd_secret: closed to the kernel's own ways, too)"},
-    {"--fault-report", "MPKLINK_FAULT_REPORT", "report the first touch of guarded memory on stderr: 0 or 1"},
-    {"--warmup", "MPKLINK_WARMUP", "operations on a connection before it may move to shared memory"},
-    {"--spin-us", "MPKLINK_SPIN_US", "longest busy wait: auto, or a number of microseconds"},
-    {"--ring-kib", "MPKLINK_RING_KIB", "largest ring, per direction of a connection, in KiB"},
-    {"--peers", "MPKLINK_PEERS", "whom to share memory with: verified, same-uid, any, or user numbers (0,33)"},
-    {"--ports", "MPKLINK_PORTS", "only these ports (80,8000-8999), or all but these (!22)"},
-    {"--profile", "MPKLINK_PROFILE", "preset of the other settings: safe, balanced or latency"},
-    {"--log", "MPKLINK_LOG", "what to report on stderr: off, error, warn, info or debug"},
-    {"--stats", "MPKLINK_STATS", "file to which each process appends its counters when it ends"},
-};
-
-struct RunRequest {
-  std::string values[std::size(kSettings)];  // empty: not given
-  std::string library;
-  bool dry_run = false;
-  std::vector<std::string> command;
-};
-
-// ---- what values may be ----
-
-std::string absolute(const std::string& path) {
-  if (path.empty() || path[0] == '/') return path;
-  char cwd[PATH_MAX];
-  return getcwd(cwd, sizeof cwd) != nullptr ? fmt::format("{}/{}", cwd, path) : path;
+bool is_option(const std::string& word) {
+  return word.size() > 1 && word[0] == '-';
 }
 
-/// Asks the library's own parser about one value: what it expected instead, or an empty string. A typo in the
-/// environment must not take a service down, so the library goes on with its default; here a person is waiting for an
-/// answer.
-std::string expected_instead(const char* variable, const std::string& value) {
-  static const char* asked_variable;
-  static const char* asked_value;
-  static std::string expected;
-  asked_variable = variable;
-  asked_value = value.c_str();
-  expected.clear();
-  mpklink::parse_settings(
-      [](const char* name) -> const char* { return strcmp(name, asked_variable) == 0 ? asked_value : nullptr; },
-      [](const char*, const char*, const char* what) { expected = what; });
-  return expected;
+std::vector<std::string> names_of_commands(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  return names;
 }
 
-bool is_stats(const Setting& setting) {
-  return strcmp(setting.option, "--stats") == 0;
+/// The words before the first `--`, where the command is one that runs a program; all words otherwise.
+std::vector<std::string> split_at_mark(const CLI::App& app, const std::vector<std::string>& words) {
+  const auto name = std::find_if_not(words.begin(), words.end(), is_option);
+  const auto runs_programs = [&](const CLI::App* command) { return command->get_prefix_command() && *name == command->get_name(); };
+  const std::vector<const CLI::App*> commands = app.get_subcommands({});
+  if (name == words.end() || std::none_of(commands.begin(), commands.end(), runs_programs)) return words;
+  const auto mark = std::find(words.begin(), words.end(), "--");
+  if (mark != words.end()) after_mark() = {true, {mark + 1, words.end()}};
+  return {words.begin(), mark};
 }
 
-/// The variable's value for an option's. The program may change its directory before it ends, hence the full path.
-std::string variable_value(const Setting& setting, const std::string& given) {
-  return is_stats(setting) ? absolute(given) : given;
+/// The innermost command that was parsed: whose --help is to be read.
+const CLI::App* current_command(const CLI::App* app) {
+  const std::vector<CLI::App*> parsed = app->get_subcommands();
+  return parsed.empty() ? app : current_command(parsed.back());
 }
 
-std::string stats_problem(const std::string& path) {
-  struct stat st;
-  if (stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode)) return "it is a directory";
-  const std::string dir = path.substr(0, path.rfind('/') + 1);
-  return access(dir.c_str(), X_OK) == 0 ? std::string() : fmt::format("{} is not there or not accessible", dir);
+std::string full_name(const CLI::App* command) {
+  const CLI::App* parent = command->get_parent();
+  return parent == nullptr ? command->get_name() : full_name(parent) + " " + command->get_name();
 }
 
-/// What is wrong with an option's value; empty if nothing is.
-std::string value_problem(const Setting& setting, const std::string& given) {
-  if (given.empty()) return "it needs a value";
-  const std::string value = variable_value(setting, given);
-  const std::string expected = expected_instead(setting.variable, value);
-  if (!expected.empty()) return fmt::format("expected {}, not '{}'", expected, given);
-  const std::string problem = is_stats(setting) ? stats_problem(value) : std::string();
-  return problem.empty() ? problem : fmt::format("'{}' cannot be written: {}", given, problem);
-}
-
-// ---- the command line ----
-
-/// What CLI11 does not do: the options end at the first word that is not one, or at `--`, and all the rest belongs to
-/// the program.
-struct SplitArgs {
-  std::vector<std::string> ours;
-  std::vector<std::string> after_mark;
-  bool has_mark = false;
-};
-
-SplitArgs split_at_mark(int argc, char** argv) {
-  SplitArgs args;
-  for (int i = 1; i < argc; ++i) {
-    if (args.has_mark) {
-      args.after_mark.emplace_back(argv[i]);
-    } else if (strcmp(argv[i], "--") == 0) {
-      args.has_mark = true;
-    } else {
-      args.ours.emplace_back(argv[i]);
-    }
-  }
-  return args;
-}
-
-/// `extras` is what CLI11 left over before the first `--`. If it is not empty, that `--` was the program's own.
-std::vector<std::string> join_command(std::vector<std::string> extras, const SplitArgs& args) {
-  if (extras.empty()) return args.after_mark;
-  if (args.has_mark) extras.emplace_back("--");
-  extras.insert(extras.end(), args.after_mark.begin(), args.after_mark.end());
-  return extras;
-}
-
-void add_options(CLI::App* run, RunRequest* request) {
-  for (size_t i = 0; i < std::size(kSettings); ++i) {
-    const Setting& setting = kSettings[i];
-    auto check = [&setting](std::string& value) { return value_problem(setting, value); };
-    run->add_option(setting.option, request->values[i], setting.help)
-        ->check(CLI::Validator(check, ""))
-        ->type_name("VALUE");
-  }
-  auto check_library = [](std::string& value) { return mpklink::library_problem(absolute(value)); };
-  run->add_option("--library", request->library, "libmpklink.so to preload, when it should not be searched for")
-      ->check(CLI::Validator(check_library, ""))
-      ->type_name("PATH");
-  run->add_flag("--dry-run", request->dry_run, "print what would be set and run, and stop");
-}
-
-// ---- running ----
-
-struct Assignment {
-  std::string name;
-  std::string value;
-};
-
-/// An option wins over the environment; without it what the user has set there stays.
-std::vector<Assignment> assignments(const RunRequest& request) {
-  const std::string library = request.library.empty() ? mpklink::find_library() : absolute(request.library);
-  const char* current = getenv("LD_PRELOAD");
-  std::vector<Assignment> result = {
-      {"LD_PRELOAD", mpklink::append_preload(current != nullptr ? current : "", library)}};
-  for (size_t i = 0; i < std::size(kSettings); ++i) {
-    const std::string& given = request.values[i];
-    if (!given.empty()) result.push_back({kSettings[i].variable, variable_value(kSettings[i], given)});
-  }
-  return result;
-}
-
-/// So that the line can be pasted into a shell.
-std::string shell_quote(const std::string& word) {
-  const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-";
-  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
-  std::string quoted = "'";
-  for (char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return quoted + "'";
-}
-
-std::string join(const std::vector<std::string>& words, const char* separator) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : separator) + word;
-  return text;
-}
-
-void print_dry_run(const std::vector<Assignment>& environment, const std::vector<std::string>& command) {
-  for (const Assignment& a : environment) fmt::print("{}={}\n", a.name, shell_quote(a.value));
-  std::vector<std::string> words;
-  std::transform(command.begin(), command.end(), std::back_inserter(words), shell_quote);
-  fmt::print("{}\n", join(words, " "));
-}
-
-/// Not when the program's own stderr is to stay as it is.
-// Not fmt::print, which throws when stderr is closed: the program is to run all the same.
-void complain(const std::string& sentence) { fputs(("mpklink: " + sentence + "\n").c_str(), stderr); }
-
-bool warnings_wanted(const std::vector<Assignment>& environment) {
-  for (const Assignment& a : environment) {
-    if (a.name == "MPKLINK_LOG") return a.value != "off";
-  }
-  const char* level = getenv("MPKLINK_LOG");
-  return level == nullptr || strcmp(level, "off") != 0;
-}
-
-/// Becomes the program: its process id, its descriptors, its signals. Returns only if the kernel refuses.
-[[noreturn]] void become(const std::string& path, const std::vector<std::string>& command) {
-  std::vector<char*> argv;
-  argv.reserve(command.size() + 1);
-  for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
-  argv.push_back(nullptr);
-  execvp(path.c_str(),
-         argv.data());  // the path has a slash, so this searches nothing; it falls back to /bin/sh where execv does not
-  int code = errno == ENOENT ? mpklink::kExitNotFound : mpklink::kExitCannotWrap;
-  throw Refusal(code, fmt::format("{} cannot be executed: {}", path, strerror(errno)));
-}
-
-int run_program(const RunRequest& request) {
-  mpklink::CheckedProgram program = mpklink::check_program(request.command.front());
-  std::vector<Assignment> environment = assignments(request);
-  if (warnings_wanted(environment)) {
-    for (const std::string& warning : program.warnings) complain("warning: " + warning);
-  }
-  if (request.dry_run) {
-    print_dry_run(environment, request.command);
-    return 0;
-  }
-  for (const Assignment& a : environment) setenv(a.name.c_str(), a.value.c_str(), 1);
-  become(program.path, request.command);
-}
-
-int usage_error(const std::string& sentence) {
-  complain(sentence + "\nTry 'mpklink run --help'.");
+int usage_error(const CLI::App& app, const std::string& sentence) {
+  complain(fmt::format("{}\nTry '{} --help'.", sentence, full_name(current_command(&app))));
   return kExitUsage;
 }
 
-int parse_and_run(int argc, char** argv) {
-  CLI::App app("Runs programs with libmpklink: their loopback TCP connections move into shared memory.", "mpklink");
-  app.set_version_flag("--version", "mpklink " MPKLINK_VERSION);
-  app.require_subcommand(1);
-  RunRequest request;
-  CLI::App* run =
-      app.add_subcommand("run", "run a program with libmpklink preloaded: mpklink run [options] -- program args...");
-  run->prefix_command();
-  run->footer(
-      "Each option sets the variable of the same name (--spin-us: MPKLINK_SPIN_US); without it, the variable stays as "
-      "it is.");
-  add_options(run, &request);
+/// CLI11 says "The following argument was not expected"; here is what was meant.
+std::string unexpected(const CLI::App& app, const std::string& otherwise) {
+  const CLI::App* command = current_command(&app);
+  const std::vector<std::string> extras = app.remaining(true);
+  if (extras.empty()) return otherwise;
+  const std::string& word = extras.front();
+  std::vector<std::string> known = names_of_commands(*command);
+  std::string kind = known.empty() ? "argument" : "command";
+  if (is_option(word)) {
+    kind = "option";
+    known.clear();
+    for (const CLI::Option* option : command->get_options({})) {
+      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    }
+  }
+  const std::string meant = nearest(word.substr(0, word.find('=')), known);
+  return fmt::format("unknown {} {}{}", kind, printable(word), meant.empty() ? "" : fmt::format("; did you mean {}?", meant));
+}
 
-  SplitArgs args = split_at_mark(argc, argv);
+int parse_and_run(CLI::App* app, const std::vector<std::string>& words) {
+  if (words.empty()) return usage_error(*app, "no command");
   try {
-    std::vector<std::string> reversed(args.ours.rbegin(), args.ours.rend());  // as CLI11 takes a vector
-    app.parse(reversed);
-  } catch (const CLI::Success& e) {  // --help, --version
-    return app.exit(e);
+    const std::vector<std::string> ours = split_at_mark(*app, words);
+    app->parse(std::vector<std::string>(ours.rbegin(), ours.rend()));  // as CLI11 takes a vector
+    check_stdout();
+    return 0;
+  } catch (const CLI::CallForVersion& e) {
+    emit(fmt::format("{}\n", e.what()));
+  } catch (const CLI::Success&) {
+    emit(current_command(app)->help());
+  } catch (const CLI::RuntimeError& e) {
+    check_stdout();
+    return e.get_exit_code();
+  } catch (const CLI::ExtrasError& e) {
+    return usage_error(*app, unexpected(*app, e.what()));
   } catch (const CLI::ParseError& e) {
-    return usage_error(e.what());
+    return usage_error(*app, e.what());
+  } catch (const UsageError& e) {
+    return usage_error(*app, e.what());
   }
-  std::vector<std::string> extras = run->remaining();
-  if (!extras.empty() && extras.front().size() > 1 && extras.front()[0] == '-') {
-    return usage_error(fmt::format("unknown option {}", extras.front()));
-  }
-  request.command = join_command(extras, args);
-  if (request.command.empty()) return usage_error("no program to run; say mpklink run [options] -- program args...");
-  return run_program(request);
+  return 0;
 }
 
 }  // namespace
 
 // NOLINTNEXTLINE(bugprone-exception-escape): what else may come, no memory, ends the tool as it should.
 int main(int argc, char** argv) {
+  CLI::App app("Loopback TCP of unmodified programs through guarded shared memory.", "mpklink");
+  app.set_version_flag("--version", "mpklink " MPKLINK_VERSION);
+  app.require_subcommand(1);
+  for (AddCommand add : kCommands) add(&app);
   try {
-    return parse_and_run(argc, argv);
+    return parse_and_run(&app, {argv + 1, argv + argc});
   } catch (const Refusal& refusal) {
     complain(refusal.what());
     return refusal.exit_code;

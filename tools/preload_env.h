@@ -10,7 +10,7 @@ namespace mpklink {
 std::string library_problem(const std::string& path);
 
 /// $MPKLINK_LIBRARY, else the build tree or the prefix that this executable is in, else the bare soname if a standard
-/// library directory has it. Throws Refusal (program_check.h) if there is none or it cannot be preloaded.
+/// library directory has it. Throws Refusal if there is none or it cannot be preloaded.
 std::string find_library();
 
 /// `current` (the value of LD_PRELOAD, may be empty) with `library` as last entry, unless it is in it already.

@@ -3,22 +3,16 @@
 // connection.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "tools/refusal.h"
 
 namespace mpklink {
 
 // As env(1) and nohup(1) have it.
 constexpr int kExitCannotWrap = 126;
 constexpr int kExitNotFound = 127;
-
-/// The reason why a program is not started: one sentence, without a final stop.
-class Refusal : public std::runtime_error {
- public:
-  Refusal(int code, const std::string& sentence) : std::runtime_error(sentence), exit_code(code) {}
-  const int exit_code;
-};
 
 struct CheckedProgram {
   std::string path;                   // what to give to execv(): always has a slash
