@@ -113,7 +113,7 @@ std::string Child::errors() const {
 }
 
 Scratch::Scratch() : fd_(scratch_file()) {
-  if (fd_ < 0) throw Refusal(kExitUnavailable, fmt::format("no memory file for the test's statistics: {}; see 'mpklink doctor --quick'", strerror(errno)));
+  if (fd_ < 0) throw Refusal(kExitUnavailable, fmt::format("no memory file for the test's statistics: {}; allow memfd_create, or raise the limits (ulimit -n)", strerror(errno)));
 }
 Scratch::~Scratch() { close(fd_); }
 std::string Scratch::path() const { return fmt::format("/proc/{}/fd/{}", getpid(), fd_); }

@@ -51,6 +51,17 @@ Trial run_trial(const Environment& environment) {
   return trial;
 }
 
+/// What is missing to try it at all is a result, too: the other checks say why.
+Trial try_trial(const Environment& environment) {
+  try {
+    return run_trial(environment);
+  } catch (const Refusal& refusal) {
+    Trial trial;
+    trial.problem = refusal.what();
+    return trial;
+  }
+}
+
 // ---- the statistics' one line, whose form preload/stats.cc is ----
 
 std::int64_t number_of(const std::string& line, const std::string& key) {
@@ -124,8 +135,8 @@ Findings check_connection(const std::string& library) {
   // What would keep this one connection on TCP although those of services are not; check_settings() tells of it.
   environment.emplace_back("MPKLINK_PORTS", "");
   environment.emplace_back("MPKLINK_WARMUP", "");
-  const Trial with = run_trial(environment);
-  const Trial without = run_trial(without_library());
+  const Trial with = try_trial(environment);
+  const Trial without = try_trial(without_library());
   Findings findings = {judge(with)};
   if (with.ran && without.ran) {
     findings.push_back({"connection", "round-trips", Level::kOk,

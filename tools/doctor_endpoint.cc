@@ -123,8 +123,16 @@ std::string visitor_role(const Endpoint& endpoint) {
   return fmt::format("visitor:{}:{}", host, endpoint.port);
 }
 
+std::string library_or_refuse() {
+  try {
+    return find_library();
+  } catch (const Refusal& refusal) {
+    throw Refusal(kExitUnavailable, refusal.what());  // `run` has other exit codes than doctor
+  }
+}
+
 Findings visit(const Endpoint& endpoint) {
-  Child visitor(visitor_role(endpoint), with_library(find_library()));
+  Child visitor(visitor_role(endpoint), with_library(library_or_refuse()));
   const std::string port = visitor.line(kTimeoutMs);
   if (port.empty()) {
     const std::string why = visitor.errors();

@@ -26,7 +26,7 @@ std::string facts_json(const Facts& facts) {
   return "{" + out + "}";
 }
 
-/// Words in lines of kTextWidth, the second and later ones indented. A command to type stays on the line it is on.
+/// Words in lines of kTextWidth, the second and later ones indented. Remedies are left whole: what they say to type is copied.
 std::string wrapped(const std::string& text, std::size_t indent) {
   std::istringstream words(text);
   std::string out;
@@ -77,7 +77,7 @@ std::string to_text(const Target& target, const Findings& findings) {
     if (f.section != section) out += f.section + "\n";
     section = f.section;
     out += fmt::format("  {:<4}  {:<16}  {}\n", level_name(f.level), f.name, wrapped(printable(f.sentence), kIndent));
-    if (!f.remedy.empty()) out += fmt::format("{:>24}  {}\n", "->", wrapped(printable(f.remedy), kIndent));
+    if (!f.remedy.empty()) out += fmt::format("{:>24}  {}\n", "->", printable(f.remedy));
   }
   return out + verdict_line(worst(findings)) + "\n";
 }

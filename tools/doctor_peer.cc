@@ -61,7 +61,7 @@ Peer Neighbourhood::by_socket(pid_t pid, const Stream& stream) const {
 }
 
 Explanation explain_peer(const Peer& peer, const ProcessFacts& process) {
-  if (peer.pid == 0 && peer.uid == static_cast<uid_t>(-1)) return {"The other end is gone, or not in this network namespace.", ""};
+  if (peer.pid == 0 && peer.uid == kNobodys) return {"The other end is gone, or not in this network namespace.", ""};
   if (peer.pid == 0) {
     return {fmt::format("The other end belongs to {}; this user cannot see which process it is.", user_name(peer.uid)),
             fmt::format("sudo mpklink doctor {}", process.pid)};

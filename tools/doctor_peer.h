@@ -11,11 +11,13 @@
 
 namespace mpklink {
 
+constexpr uid_t kNobodys = static_cast<uid_t>(-1);
+
 struct Peer {
   bool known = false;        // we know which process it is, and may look into it
   pid_t pid = 0;             // 0: we do not know
   std::string program;
-  uid_t uid = static_cast<uid_t>(-1);  // of its socket; -1: there is none (it has ended, or is elsewhere)
+  uid_t uid = kNobodys;      // of its socket; kNobodys: there is none (it has ended, or is elsewhere)
   bool has_library = false;
   LibraryVersion version;
   std::optional<Stream> row;  // how that end sees the connection

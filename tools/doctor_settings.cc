@@ -54,14 +54,14 @@ Finding misunderstood(const std::string& section, const Mistake& mistake) {
 
 /// A variable that nobody reads and that looks like one that somebody does.
 void add_typos(const std::string& section, const std::map<std::string, std::string>& values, Findings* findings) {
+  constexpr std::size_t kShortestTypo = 4;  // shorter words are near to everything
+  std::vector<std::string> known;
+  for (const std::string& variable : kVariables) known.push_back(variable.substr(strlen("MPKLINK_")));
   for (const auto& [name, value] : values) {
-    if (std::find(kVariables.begin(), kVariables.end(), name) != kVariables.end()) continue;
-    const std::string meant = nearest(name.substr(strlen("MPKLINK_")), [] {
-      std::vector<std::string> words;
-      for (const std::string& known : kVariables) words.push_back(known.substr(strlen("MPKLINK_")));
-      return words;
-    }());
-    if (meant.empty()) continue;
+    const std::string word = name.substr(strlen("MPKLINK_"));
+    if (std::find(known.begin(), known.end(), word) != known.end()) continue;
+    const std::string meant = nearest(word, known);
+    if (meant.empty() || word.size() < kShortestTypo) continue;
     findings->push_back({section, "settings", Level::kWarn, fmt::format("{} is no setting, and nobody reads it.", printable(name)),
                          fmt::format("Did you mean MPKLINK_{}?", meant), {{"variable", name}, {"value", value}}});
   }

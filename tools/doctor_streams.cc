@@ -75,7 +75,7 @@ Facts group_facts(const Group& group, const std::string& mode, const std::string
   const Stream& first = *group.streams.front();
   return {{"mode", mode}, {"reason", reason}, {"count", static_cast<std::int64_t>(group.streams.size())}, {"local", endpoint_text(first.local)},
           {"peer", endpoint_text(first.peer)}, {"fd", std::int64_t{first.fd}}, {"peer_pid", std::int64_t{group.peer.pid}},
-          {"peer_program", group.peer.program}, {"peer_uid", std::int64_t{group.peer.uid}}, {"peer_library", group.peer.has_library},
+          {"peer_program", group.peer.program}, {"peer_uid", group.peer.uid == kNobodys ? std::int64_t{-1} : std::int64_t{group.peer.uid}}, {"peer_library", group.peer.has_library},
           {"peer_version", group.peer.version.text}, {"peer_layout", std::int64_t{group.peer.version.layout}}};
 }
 
@@ -104,8 +104,8 @@ Finding explain_plain(const Group& group, std::uint32_t reason, const ProcessFac
 Finding explain_candidates(const Group& group, const ProcessFacts& process) {
   Finding found{"streams", "candidate", Level::kOk, "", "", group_facts(group, "candidate", "")};
   const char* s = group.streams.size() == 1 ? "s" : "";
-  if (group.peer.known && !(group.peer.has_library && group.peer.version.layout == process.version.layout)) {
-    const Explanation about = explain_peer(group.peer, process);
+  const Explanation about = group.peer.known ? explain_peer(group.peer, process) : Explanation();
+  if (!about.remedy.empty()) {
     found.level = Level::kWarn;
     found.sentence = fmt::format("{} will stay on TCP. {}", named(group.streams), about.sentence);
     found.remedy = about.remedy;
@@ -160,6 +160,7 @@ Findings check_live(ProcessFacts* process) {
   const Neighbourhood around;
   const ProcessStatus* status = around.status_of(process->pid);
   if (status == nullptr) {
+    if (settings_of(process->environment).disabled) return {};
     return {{"streams", "none", Level::kOk, "It has made no TCP connection so far.", "", {}}};
   }
   if (!status->content) {

@@ -18,6 +18,7 @@ using AddCommand = void (*)(CLI::App* app);
 // In the order of `mpklink --help`. One line for each command.
 constexpr AddCommand kCommands[] = {
     add_run,
+    add_doctor,
 };
 
 bool is_option(const std::string& word) {
