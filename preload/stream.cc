@@ -394,6 +394,7 @@ void became_shared(Stream* s) {
   process().counters.upgraded.fetch_add(1);
   s->pair->established = true;
   show_upgrade(s);
+  PROBE2(upgrade, s->last_fd.load_relaxed(), s->index);  // relaxed: a hint
 }
 
 void account_ring_bytes(Stream* s) {
