@@ -14,11 +14,12 @@ namespace mpklink {
 
 Findings check_machine(const Settings& settings);
 
-/// What "guard_why" of the library means on this machine (shm/pkey.h): sentence and remedy. Empty for a word that is not known.
 struct Explanation {
   std::string sentence;
-  std::string remedy;
+  std::string remedy;  // empty: there is nothing to be done, or nothing wrong
+  std::string reason;  // the slug (preload/reasons.def) that comes of it, if one does
 };
+/// What "guard_why" of the library means on this machine (shm/pkey.h). Empty for a word that is not known.
 Explanation explain_no_guard(const std::string& why);
 
 // ---- this shell: the library, the settings, what else is preloaded ----

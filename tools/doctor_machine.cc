@@ -118,6 +118,13 @@ Finding check_calls(int seccomp) {
   return found;
 }
 
+bool may_lock_memory() {
+  constexpr int kIpcLock = 14;  // CAP_IPC_LOCK
+  const std::string status = read_whole("/proc/self/status");
+  const std::size_t at = status.find("CapEff:");
+  return at != std::string::npos && (strtoull(status.c_str() + at + strlen("CapEff:"), nullptr, 16) >> kIpcLock & 1) != 0;
+}
+
 int try_secret() {
   const long fd = syscall(SYS_memfd_secret, O_CLOEXEC);
   if (fd < 0 || ftruncate(static_cast<int>(fd), kPage) != 0) return errno;
@@ -130,9 +137,10 @@ Finding check_secret(const Settings& settings) {
   const std::uint64_t locked = limit_of(getpid(), "Max locked memory");
   Finding found{"machine", "secret-memory", Level::kOk, "", "", {{"there", there}, {"wanted", wanted}, {"locked_bytes", fact_of(locked)}}};
   if (there) {
+    // Who may lock memory has no limit of it (mlock(2)).
     found.sentence = "memfd_secret is there, for who asks for it (MPKLINK_BACKING=secret).";
     constexpr std::uint64_t kFew = std::uint64_t{8} << 20;
-    if (!wanted || locked >= kFew) return found;
+    if (!wanted || locked >= kFew || may_lock_memory()) return found;
     found.level = Level::kWarn;
     found.sentence = fmt::format("MPKLINK_BACKING=secret takes locked memory, of which this process may have {} KiB only.", locked >> 10);
     found.remedy = "Raise it: ulimit -l unlimited (systemd: LimitMEMLOCK=infinity).";

@@ -25,9 +25,17 @@ const ProcessStatus* Neighbourhood::status_of(pid_t pid) const {
 }
 
 Peer Neighbourhood::peer_of(pid_t pid, const Stream& stream) const {
+  Peer peer = by_row(pid, stream);
+  if (!peer.known) peer = by_socket(pid, stream);
+  if (peer.pid != 0) peer.other_namespaces = different_namespaces(pid, peer.pid);
+  return peer;
+}
+
+/// By the status pages: that of the other end has a row of the same addresses.
+Peer Neighbourhood::by_row(pid_t pid, const Stream& stream) const {
   const ProcessStatus* self = status_of(pid);
   const auto found = rows_.find({self != nullptr ? self->process.network : 0, {stream.peer, stream.local}});
-  if (found == rows_.end()) return by_socket(pid, stream);
+  if (found == rows_.end()) return {};
   const ProcessStatus& status = processes_[found->second.process];
   Peer peer;
   peer.known = peer.has_library = true;
@@ -69,11 +77,11 @@ Explanation explain_peer(const Peer& peer, const ProcessFacts& process) {
   const ProcessFacts other = look_at(peer.pid);
   if (!peer.has_library) {
     const Explanation why = explain_not_loaded(other);
-    return {fmt::format("The other end is {}. {}", peer.title(), why.sentence), why.remedy};
+    return {fmt::format("The other end is {}. {}", peer.title(), why.sentence), why.remedy, "peer-absent"};
   }
   std::string about = fmt::format("The other end is {}, which has the library", peer.title());
   if (settings_of(other.environment).disabled) {
-    return {about + ", switched off by MPKLINK_DISABLE.", "Take MPKLINK_DISABLE from its environment. " + restart_advice(other)};
+    return {about + ", switched off by MPKLINK_DISABLE.", "Take MPKLINK_DISABLE from its environment. " + restart_advice(other), "peer-absent"};
   }
   const bool versions_known = peer.version.layout != 0 && process.version.layout != 0;
   if (versions_known && peer.version.layout != process.version.layout) {
@@ -81,11 +89,23 @@ Explanation explain_peer(const Peer& peer, const ProcessFacts& process) {
     const ProcessFacts& older = other_is_older ? other : process;
     return {fmt::format("{}, in version {} (memory layout {}); this end has version {} (memory layout {}).", about, peer.version.text, peer.version.layout,
                         process.version.text, process.version.layout),
-            restart_advice(older)};
+            restart_advice(older), "peer-version"};
   }
   about += ".";
   if (other.uid != process.uid) about += fmt::format(" It runs as {}, this end as {}.", user_name(other.uid), user_name(process.uid));
   return {about, ""};
+}
+
+Explanation explain_port(const Stream& stream, const Peer& peer, const ProcessFacts& process) {
+  const std::uint16_t port = stream.connector ? stream.peer.port : stream.local.port;
+  const auto explain = [port](const ProcessFacts& end) {
+    return Explanation{fmt::format("MPKLINK_PORTS={} of {} does not allow port {}.", printable(end.variable("MPKLINK_PORTS")), end.title(), port),
+                       "Change MPKLINK_PORTS there. " + restart_advice(end), "ports"};
+  };
+  if (!settings_of(process.environment).port_allowed(port)) return explain(process);
+  if (!peer.known || !peer.has_library) return {};
+  const ProcessFacts other = look_at(peer.pid);
+  return settings_of(other.environment).port_allowed(port) ? Explanation() : explain(other);
 }
 
 }  // namespace mpklink

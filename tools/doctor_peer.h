@@ -20,6 +20,7 @@ struct Peer {
   uid_t uid = kNobodys;      // of its socket; kNobodys: there is none (it has ended, or is elsewhere)
   bool has_library = false;
   LibraryVersion version;
+  std::string other_namespaces;  // those that it does not share with this end
   std::optional<Stream> row;  // how that end sees the connection
   std::string title() const;
 };
@@ -33,6 +34,7 @@ class Neighbourhood {
   Peer peer_of(pid_t pid, const Stream& stream) const;
 
  private:
+  Peer by_row(pid_t pid, const Stream& stream) const;
   Peer by_socket(pid_t pid, const Stream& stream) const;
 
   struct Place {
@@ -47,7 +49,10 @@ class Neighbourhood {
   mutable std::map<pid_t, std::map<Ends, TcpSocket>> sockets_;
 };
 
-/// What there is to say of the other end of a connection that `process` has, and what to do about it.
+/// What there is to say of the other end of a connection that `process` has, and what to do where it keeps connections on TCP.
 Explanation explain_peer(const Peer& peer, const ProcessFacts& process);
+
+/// Do the settings of one of the ends exclude the port? What there is to say then.
+Explanation explain_port(const Stream& stream, const Peer& peer, const ProcessFacts& process);
 
 }  // namespace mpklink

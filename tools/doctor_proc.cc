@@ -23,6 +23,7 @@ namespace {
 
 constexpr std::uint64_t kNone = ~std::uint64_t{0};
 constexpr unsigned long kKernelThread = 0x00200000;  // PF_KTHREAD, include/linux/sched.h
+constexpr std::uint64_t kUnlimited = std::uint64_t{1} << 62;  // cgroups of version 1 have a number for none
 constexpr std::size_t kMostBytes = std::size_t{64} << 20;
 constexpr char kDeleted[] = " (deleted)";
 
@@ -158,6 +159,16 @@ ProcessFacts look_at(pid_t pid) {
 
 std::string namespace_of(pid_t pid, const std::string& kind) { return read_link(proc_path(pid, "ns/" + kind)); }
 
+std::string different_namespaces(pid_t a, pid_t b) {
+  std::string different;
+  for (const char* kind : {"net", "pid", "user", "mnt"}) {
+    const std::string one = namespace_of(a, kind), other = namespace_of(b, kind);
+    const char* word = one.empty() || other.empty() ? "?" : one != other ? kind : "";
+    if (*word != '\0') different += fmt::format("{}{}", different.empty() ? "" : ", ", word);
+  }
+  return different;
+}
+
 int secure_mode(pid_t pid) {
   const std::string vector = read_whole(proc_path(pid, "auxv"));
   Elf64_auxv_t entry;
@@ -209,7 +220,8 @@ std::uint64_t memory_limit_of(pid_t pid) {
     }
     for (;; group.resize(group.rfind('/'))) {  // its own group, and those it is in
       std::uint64_t limit = 0;
-      if (std::istringstream(read_whole(root + group + file)) >> limit) least = std::min(least, limit);
+      const bool known = static_cast<bool>(std::istringstream(read_whole(root + group + file)) >> limit);
+      if (known && limit < kUnlimited) least = std::min(least, limit);
       if (group.find('/') == std::string::npos) break;
     }
   }
@@ -254,11 +266,18 @@ std::string restart_advice(const ProcessFacts& process) {
                        service, service, service);
   }
   std::string words;
-  for (const std::string& word : process.words) words += " " + shell_quote(printable(word));
+  bool exact = true;
+  for (const std::string& word : process.words) {
+    words += " " + shell_quote(word);
+    exact = exact && printable(word) == word;
+  }
   constexpr std::size_t kLongest = 300;
   // A title that the program has put over its words (nginx: worker process) cannot be typed.
   const bool title = !process.words.empty() && process.words[0].find(' ') != std::string::npos;
-  if (words.empty() || title || words.size() > kLongest) words = " " + (process.program.empty() ? printable(process.name) : process.program) + " ...";
+  if (words.empty() || title || !exact || words.size() > kLongest) {
+    const std::string program = words.empty() || title ? process.program : process.words[0];
+    words = fmt::format(" {} ...", printable(program.empty() ? process.name : program));
+  }
   return "Start it again with: mpklink run --" + words;
 }
 

@@ -53,6 +53,8 @@ ProcessFacts look_at(pid_t pid);
 
 /// `net:[4026531840]` and the like; "" when we may not see it.
 std::string namespace_of(pid_t pid, const std::string& kind);
+/// "net, pid": the namespaces (of net, pid, user and mnt) in which two processes are not together; "?" among them: we may not see it.
+std::string different_namespaces(pid_t a, pid_t b);
 /// Was it started in secure mode (AT_SECURE), in which ld.so ignores LD_PRELOAD? -1: not known.
 int secure_mode(pid_t pid);
 /// Descriptors that are open, and those of io_uring among them. -1: not known.

@@ -74,17 +74,6 @@ Explanation explain_ignored(const ProcessFacts& p, const std::string& entry) {
           "Read what it said on stderr when it started; a file system mounted noexec and a user who may not read the file are the usual causes."};
 }
 
-/// "net", "pid", …: those that are not ours. `unknown`: we may not see them.
-std::string other_namespaces(pid_t pid, bool* unknown) {
-  std::string others;
-  for (const char* kind : {"net", "pid", "user", "mnt"}) {
-    const std::string theirs = namespace_of(pid, kind);
-    if (theirs.empty()) *unknown = true;
-    if (!theirs.empty() && theirs != namespace_of(getpid(), kind)) others += fmt::format("{}{}", others.empty() ? "" : ", ", kind);
-  }
-  return others;
-}
-
 Finding check_io_uring(const Descriptors& descriptors) {
   Finding found{"process", "io-uring", Level::kOk, "It has no io_uring instance.", "", {{"instances", std::int64_t{descriptors.io_uring}}}};
   if (descriptors.io_uring == 0) return found;
@@ -138,6 +127,10 @@ ProcessFacts open_process(pid_t pid) {
     case Kind::kZombie:
       throw Refusal(kExitUnavailable, fmt::format("{} has ended, and only waits for its parent to notice; name a living process", p.title()));
     case Kind::kClosed:
+      if (geteuid() == 0) {
+        throw Refusal(kExitUnavailable, fmt::format("{} is closed even to this root (another user namespace, or a security module); ask where it was started: mpklink doctor",
+                                                    p.title()));
+      }
       throw Refusal(kExitUnavailable, fmt::format("{} belongs to {}, and this user may not look into it; say: sudo mpklink doctor {}", p.title(), user_name(p.uid), pid));
     case Kind::kOpen:
       break;
@@ -184,8 +177,7 @@ Finding check_loaded(const ProcessFacts& p, const std::string& section) {
 }
 
 Finding check_place(const ProcessFacts& p, const std::string& section) {
-  bool unknown = false;
-  const std::string others = other_namespaces(p.pid, &unknown);
+  const std::string others = different_namespaces(p.pid, getpid());
   const bool other_network = !namespace_of(p.pid, "net").empty() && namespace_of(p.pid, "net") != namespace_of(getpid(), "net");
   Finding found{section, "place", Level::kOk, "", "",
                 {{"uid", std::int64_t{p.uid}}, {"net", namespace_of(p.pid, "net")}, {"other_namespaces", others}}};

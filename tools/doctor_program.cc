@@ -24,7 +24,7 @@ Findings check_program_file(const std::string& name) {
       for (const std::string& warning : program.warnings) found.sentence += fmt::format(" {}.", warning);
       found.remedy = "Nothing is lost by starting it so: what cannot be accelerated stays on TCP.";
     } else {
-      found.sentence += fmt::format(" To run it so: mpklink run -- {}", shell_quote(name));
+      found.remedy = fmt::format("mpklink run -- {}", shell_quote(name));
     }
   } catch (const Refusal& refusal) {
     if (refusal.exit_code == kExitNotFound) throw Refusal(kExitUnavailable, refusal.what());
@@ -36,7 +36,11 @@ Findings check_program_file(const std::string& name) {
     found.remedy = cut == std::string::npos ? "Start another build of it." : text.substr(cut + 2);
     found.facts = {{"path", name}, {"refused", text}};
   }
-  return {found};
+  Findings findings = {found};
+  if (found.level == Level::kFail) return findings;
+  std::string library;
+  for (Finding& f : check_environment(&library)) findings.push_back(std::move(f));  // what it would run under
+  return findings;
 }
 
 }  // namespace mpklink

@@ -58,12 +58,17 @@ Finding check_guard_of(const PageContent& page, const ProcessFacts& process) {
 
 // ---- connections ----
 
-/// Those of one kind: the same mode and reason, the same process at the other end.
+/// Those of one kind: the same mode, reason and port of the service, the same process at the other end.
 struct Group {
   std::vector<const Stream*> streams;
   Peer peer;
 };
-using Key = std::tuple<RowMode, std::uint32_t, pid_t>;
+using Key = std::tuple<RowMode, std::uint32_t, std::uint16_t, pid_t>;
+
+Key key_of(const Stream& stream, const Peer& peer) {
+  const RowMode mode = stream.mode == RowMode::kUpgrading ? RowMode::kCandidate : stream.mode;
+  return {mode, mode == RowMode::kPlain ? stream.reason : 0, stream.connector ? stream.peer.port : stream.local.port, peer.pid};
+}
 
 std::string named(const std::vector<const Stream*>& streams) {
   std::string text;
@@ -75,7 +80,7 @@ Facts group_facts(const Group& group, const std::string& mode, const std::string
   const Stream& first = *group.streams.front();
   return {{"mode", mode}, {"reason", reason}, {"count", static_cast<std::int64_t>(group.streams.size())}, {"local", endpoint_text(first.local)},
           {"peer", endpoint_text(first.peer)}, {"fd", std::int64_t{first.fd}}, {"peer_pid", std::int64_t{group.peer.pid}},
-          {"peer_program", group.peer.program}, {"peer_uid", group.peer.uid == kNobodys ? std::int64_t{-1} : std::int64_t{group.peer.uid}}, {"peer_library", group.peer.has_library},
+          {"peer_program", group.peer.program}, {"peer_uid", group.peer.uid == kNobodys ? std::int64_t{-1} : std::int64_t{group.peer.uid}}, {"peer_other_namespaces", group.peer.other_namespaces}, {"peer_library", group.peer.has_library},
           {"peer_version", group.peer.version.text}, {"peer_layout", std::int64_t{group.peer.version.layout}}};
 }
 
@@ -104,9 +109,11 @@ Finding explain_plain(const Group& group, std::uint32_t reason, const ProcessFac
 Finding explain_candidates(const Group& group, const ProcessFacts& process) {
   Finding found{"streams", "candidate", Level::kOk, "", "", group_facts(group, "candidate", "")};
   const char* s = group.streams.size() == 1 ? "s" : "";
-  const Explanation about = group.peer.known ? explain_peer(group.peer, process) : Explanation();
-  if (!about.remedy.empty()) {
+  Explanation about = explain_port(*group.streams.front(), group.peer, process);
+  if (about.reason.empty() && group.peer.known) about = explain_peer(group.peer, process);
+  if (!about.reason.empty()) {
     found.level = Level::kWarn;
+    found.name = about.reason;
     found.sentence = fmt::format("{} will stay on TCP. {}", named(group.streams), about.sentence);
     found.remedy = about.remedy;
     return found;
@@ -138,8 +145,7 @@ Findings check_connections(const PageContent& page, const ProcessFacts& process,
   std::map<Key, Group> groups;
   for (const Stream& stream : page.streams) {
     const Peer peer = around.peer_of(process.pid, stream);
-    const RowMode mode = stream.mode == RowMode::kUpgrading ? RowMode::kCandidate : stream.mode;
-    Group& group = groups[{mode, mode == RowMode::kPlain ? stream.reason : 0, peer.pid}];
+    Group& group = groups[key_of(stream, peer)];
     group.streams.push_back(&stream);
     group.peer = peer;
   }
@@ -187,7 +193,7 @@ Findings check_visit(pid_t visitor, std::uint16_t from, const Endpoint& to) {
   for (const Stream& stream : status->content->streams) {
     if (stream.local.port != from || stream.peer.port != to.port) continue;
     const Group group{{&stream}, around.peer_of(visitor, stream)};
-    Findings findings = {explain({stream.mode, stream.reason, group.peer.pid}, group, client)};
+    Findings findings = {explain(key_of(stream, group.peer), group, client)};
     // The service's own view: its settings may keep the connection on TCP although ours do not.
     if (group.peer.row && group.peer.row->mode == RowMode::kPlain && stream.mode != RowMode::kPlain) {
       const Group other{{&*group.peer.row}, around.peer_of(group.peer.pid, *group.peer.row)};

@@ -22,6 +22,7 @@ from harness import BUILD, CLIENT, PROGRAMS, PYTHON, SERVER, Bench, Combo, event
 TOOL = BUILD / "tools" / "mpklink"
 OTHER_SO = PROGRAMS / "libmpklink_other.so"
 NOBODY = 65534
+GIVEN_UP = 6000  # messages after which an end without an answer gives up for good (preload/rendezvous_step.cc)
 LEVELS = ("ok", "note", "warn", "fail")
 SECTIONS = {"machine", "environment", "connection", "program", "process", "listener", "streams"}
 
@@ -211,6 +212,24 @@ def test_hardly_any_descriptors():
     assert not answer.one("connection", "upgrade")["facts"]["upgraded"]
 
 
+def test_one_processor():
+    finding = ask(preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})).one("machine", "processors")
+    assert finding["level"] == "note" and finding["facts"]["usable"] == 1 and "second CPU" in finding["remedy"]
+
+
+@needs_root
+def test_little_locked_memory():
+    """Root may lock what it wants; other users have a limit."""
+    answer = ask(
+        env={"MPKLINK_BACKING": "secret"}, user=NOBODY, group=NOBODY, extra_groups=[],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536)),
+    )  # fmt: skip
+    finding = answer.one("machine", "secret-memory")
+    assert finding["facts"]["wanted"] and finding["facts"]["locked_bytes"] == 65536
+    assert finding["level"] == ("warn" if finding["facts"]["there"] else "fail")
+    assert not answer.one("connection", "upgrade")["facts"]["upgraded"]
+
+
 def test_little_address_space():
     limit = 1 << 30
     finding = ask(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))).one("machine", "memory")
@@ -330,7 +349,7 @@ def test_program():
     answer = ask("sleep")
     assert answer.target == {"kind": "program", "name": "sleep"} and answer.code == 0
     finding = answer.one("program", "preload")
-    assert finding["facts"]["path"].endswith("/sleep") and "mpklink run -- sleep" in finding["sentence"]
+    assert finding["facts"]["path"].endswith("/sleep") and finding["remedy"] == "mpklink run -- sleep"
 
 
 def test_static_program(tmp_path):
@@ -385,17 +404,17 @@ def test_upgraded_connection(bench):
 
 
 @one(Combo.SERVER)
-@pytest.mark.parametrize("messages", [1, 300], ids=["at-once", "given-up"])
-def test_peer_without_the_library(bench, messages):
+@pytest.mark.parametrize("messages,mode", [(1, "candidate"), (GIVEN_UP, "plain")], ids=["at-once", "given-up"])
+def test_peer_without_the_library(bench, messages, mode):
     """The commonest of all: named is who to start again, and how."""
     server = echo(bench)
     with talk(bench, server.port(), messages) as client:
         answer = ask(server.pid)
-        found = answer.one("streams", "peer-absent" if messages > 128 else "candidate")
-        assert found["level"] == "warn" and answer.code == 1
+        found = answer.one("streams", "peer-absent")
+        assert found["level"] == "warn" and answer.code == 1 and found["facts"]["mode"] == mode, found
         assert found["facts"]["peer_pid"] == client.pid and not found["facts"]["peer_library"]
         assert f"(pid {client.pid})" in found["sentence"] and "without the library" in found["sentence"]
-        assert found["remedy"].startswith("Start it again with: mpklink run -- /usr/bin/python3 ")
+        assert found["remedy"].startswith("Start it again with: mpklink run -- /usr/bin/python3 ...")
         text = run(server.pid)
         assert text.returncode == 1 and f"(pid {client.pid})" in text.stdout and "-> Start it again with:" in re.sub(r"\s+", " ", text.stdout)
     server.finish()
@@ -473,8 +492,18 @@ def test_process_without_the_library(bench):
     answer = ask(server.pid)
     found = answer.one("process", "library")
     assert found["level"] == "fail" and answer.code == 1
-    assert found["remedy"].startswith("Start it again with: mpklink run -- /usr/bin/python3 -c ")
+    assert found["remedy"].startswith("Start it again with: mpklink run -- /usr/bin/python3 ...")
     assert not answer.all("streams")
+    server.send_signal(signal.SIGKILL)
+
+
+@one(Combo.NEITHER)
+def test_command_that_can_be_typed_again(bench):
+    process = bench.start(["/bin/sleep", "1 0", "60"], name="sleep")
+    eventually(lambda: read_text(f"/proc/{process.pid}/comm") == "sleep", what="exec")
+    process.send_signal(signal.SIGSTOP)
+    assert ask(process.pid).one("process", "library")["remedy"] == "Start it again with: mpklink run -- /bin/sleep '1 0' 60"
+    process.send_signal(signal.SIGKILL)
 
 
 @one(Combo.NEITHER)
@@ -554,7 +583,8 @@ def test_another_users_process(bench):
 def test_ends_of_different_users(bench):
     server = echo(bench, uid=NOBODY)
     with talk(bench, server.port()) as client:
-        assert ask(client.pid).one("streams", "shared")["facts"]["peer_uid"] == NOBODY
+        facts = ask(client.pid).one("streams", "shared")["facts"]
+        assert facts["peer_uid"] == NOBODY and facts["peer_other_namespaces"] == ""
         assert ask(server.pid).one("process", "place")["facts"]["uid"] == NOBODY
     server.finish()
     bench.assert_ring(min_bytes=10_000)
@@ -627,7 +657,7 @@ def test_service_without_the_library(bench):
     answer = ask(f"127.0.0.1:{server.port()}")
     assert answer.code == 1
     assert answer.one("listener", "library")["remedy"].startswith("Start it again with: mpklink run --")
-    assert answer.one("connection", "candidate")["level"] == "warn"
+    assert answer.one("connection", "peer-absent")["level"] == "warn"
     server.finish()
 
 
