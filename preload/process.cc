@@ -38,10 +38,12 @@ constexpr std::size_t kStreamSlots = 16384 + 1024;  // channels and boards toget
 
 const char* get_environment(const char* name) { return secure_getenv(name); }
 
-void complain(const char* name, const char* value, const char* expected) {
+void complain(const char* name, const char* value, const char* expected, const char* instead) {
   // Shown whatever MPKLINK_LOG says short of off: a setting that is not in force must not stay unnoticed.
-  log_always(LogLevel::kError, FMT_COMPILE("{}={} is not understood (expected {}); using the default"), name, value, expected);
+  log_always(LogLevel::kError, FMT_COMPILE("{}={} is not understood (expected {}); {}"), name, value, expected, instead);
 }
+
+void complain(const char* name, const char* value, const char* expected) { complain(name, value, expected, "using the default"); }
 
 // The rules that are for this program: known by its file, as a program can change its other name.
 void read_rules() {
@@ -55,7 +57,7 @@ void read_rules() {
   if (length > kSuffix && memcmp(program + length - kSuffix, kDeleted, kSuffix) == 0) length -= kSuffix;
   program[length] = '\0';
   if (parse_rules(text, program, &g_rules)) return;
-  log_always(LogLevel::kError, FMT_COMPILE("MPKLINK_RULES={} is not understood (expected {}); what is unclear stays on TCP"), text, kRulesExpected);
+  complain("MPKLINK_RULES", text, kRulesExpected, "what is unclear stays on TCP");
 }
 
 // The key, or -1 and why there is none.

@@ -43,13 +43,12 @@ bool read_number(const Word& word, std::uint32_t max, std::uint32_t* out) {
   return word.length > 0;
 }
 
-bool read_port(Word value, RuleTerm* term) {
-  constexpr std::uint32_t kMax = 65535;
+bool read_range(Word value, std::uint32_t max, RuleTerm* term) {
   Word first;
   const bool range = value.cut('-', &first);
-  if (!read_number(first, kMax, &term->first)) return false;
+  if (!read_number(first, max, &term->first)) return false;
   term->last = term->first;
-  return !range || (read_number(value, kMax, &term->last) && term->first <= term->last);
+  return !range || (read_number(value, max, &term->last) && term->first <= term->last);
 }
 
 bool read_address(Word value, RuleTerm* term) {
@@ -59,8 +58,7 @@ bool read_address(Word value, RuleTerm* term) {
   if (address.length >= sizeof text) return false;
   memcpy(text, address.at, address.length);
   text[address.length] = '\0';
-  static const std::uint8_t kMapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-  memcpy(term->address, kMapped, sizeof kMapped);
+  memset(term->address + 10, 0xff, 2);  // v4-mapped; an IPv6 address is written over it
   const bool v4 = inet_pton(AF_INET, text, term->address + 12) == 1;
   if (!v4 && inet_pton(AF_INET6, text, term->address) != 1) return false;
   const std::uint32_t bits = v4 ? 32 : 128;
@@ -68,11 +66,6 @@ bool read_address(Word value, RuleTerm* term) {
   if (has_prefix && !read_number(value, bits, &prefix)) return false;
   term->prefix = static_cast<std::uint8_t>(128 - bits + prefix);
   return true;
-}
-
-bool read_direction(const Word& value, RuleTerm* term) {
-  term->first = value.is("in");
-  return value.is("in") || value.is("out");
 }
 
 // Whether the pattern is for this program.
@@ -86,30 +79,25 @@ bool read_exe(const Word& pattern, const char* program, RuleTerm* term) {
 // Reads "port=80" to *term, whose kind stays kRule when there is no such condition. False: a mistake.
 bool read_term(const Word& word, const char* program, RuleTerm* term) {
   constexpr std::uint32_t kUidMax = 0xfffffffe;  // above it is nobody's: (uid_t)-1
+  static const char kKinds[][5] = {"exe", "port", "addr", "uid", "dir"};  // as the enumerators behind kRule
   *term = {};
-  Word value;
-  if (word.value_of("exe", &value)) {
-    term->kind = RuleTerm::kExe;
-    return read_exe(value, program, term);
+  Word value = {};
+  for (unsigned i = 0; i < sizeof kKinds / sizeof *kKinds; ++i) {
+    if (word.value_of(kKinds[i], &value)) term->kind = static_cast<RuleTerm::Kind>(i + 1);
   }
-  if (word.value_of("port", &value)) {
-    term->kind = RuleTerm::kPort;
-    return read_port(value, term);
+  switch (term->kind) {
+    case RuleTerm::kExe: return read_exe(value, program, term);
+    case RuleTerm::kPort: return read_range(value, 65535, term);
+    case RuleTerm::kAddress: return read_address(value, term);
+    case RuleTerm::kUid: return read_range(value, kUidMax, term);
+    case RuleTerm::kDirection:
+      term->first = term->last = value.is("in");
+      return term->first != 0 || value.is("out");
+    default: return false;
   }
-  if (word.value_of("addr", &value)) {
-    term->kind = RuleTerm::kAddress;
-    return read_address(value, term);
-  }
-  if (word.value_of("dir", &value)) {
-    term->kind = RuleTerm::kDirection;
-    return read_direction(value, term);
-  }
-  if (!word.value_of("uid", &value)) return false;
-  term->kind = RuleTerm::kUid;
-  return read_number(value, kUidMax, &term->first);
 }
 
-// A rule was read to terms[start...]; `unclear` has the bits of the kinds with a mistake, kRule's for one that has none. Leaves out those
+// A rule was read to terms[start...]; `unclear` has the bits of the kinds with a mistake, kRule's for its action. Leaves out those
 // conditions, and the whole rule when it is for other programs.
 void finish_rule(Rules* rules, std::size_t start, std::uint32_t unclear, bool program_known) {
   RuleTerm* head = &rules->terms[start];
@@ -130,18 +118,17 @@ void finish_rule(Rules* rules, std::size_t start, std::uint32_t unclear, bool pr
 }
 
 bool address_matches(const RuleTerm& term, const std::uint8_t* address) {
-  const std::size_t bytes = term.prefix / 8;
-  const unsigned rest = term.prefix % 8;
-  return memcmp(term.address, address, bytes) == 0 && (rest == 0 || (term.address[bytes] ^ address[bytes]) >> (8 - rest) == 0);
+  for (unsigned bit = 0; bit < term.prefix; bit += 8) {
+    const unsigned left = term.prefix - bit;
+    if ((term.address[bit / 8] ^ address[bit / 8]) >> (left < 8 ? 8 - left : 0) != 0) return false;
+  }
+  return true;
 }
 
 bool term_matches(const RuleTerm& term, const RuleQuestion& q) {
-  switch (term.kind) {
-    case RuleTerm::kPort: return q.port >= term.first && q.port <= term.last;
-    case RuleTerm::kUid: return q.uid == term.first;
-    case RuleTerm::kDirection: return q.incoming == (term.first != 0);
-    default: return address_matches(term, q.address);
-  }
+  if (term.kind == RuleTerm::kAddress) return address_matches(term, q.address);
+  const std::uint32_t value = term.kind == RuleTerm::kPort ? q.port : term.kind == RuleTerm::kUid ? q.uid : q.incoming;
+  return value >= term.first && value <= term.last;
 }
 
 }  // namespace
@@ -190,7 +177,7 @@ bool parse_rules(const char* text, const char* program, Rules* rules) {
       if (read_term(word, program, term)) {
         ++rules->count;
       } else {
-        unclear |= 1u << term->kind;
+        unclear |= term->kind == RuleTerm::kRule ? ~0u : 1u << term->kind;
       }
     }
     finish_rule(rules, start, unclear, *program != '\0');

@@ -8,7 +8,7 @@
 // `exe` a pattern with * and ?: of the whole path when it has a slash, else of its last component.
 //
 // What is not understood must not accelerate what was meant to be left alone: a rule with a mistake ignores, and the kind of condition with
-// the mistake is left out of it, so that it can only cover more than was meant. From the first rule that finds no room on, all is ignored.
+// the mistake (all, when its name is none) is left out of it, so that it can only cover more than was meant. From the first rule that finds no room on, all is ignored.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +20,7 @@ struct RuleTerm {
   Kind kind;
   std::uint8_t prefix;        // kAddress: bits that count
   std::uint8_t address[16];   // kAddress: IPv4 as v4-mapped
-  std::uint32_t first, last;  // kPort, kUid: from, to; kRule: first is 1 to accelerate; kDirection: first is 1 for in
+  std::uint32_t first, last;  // from, to (kDirection: 1 is in); kRule: first is 1 to accelerate
 };
 
 // Only those for this program. A term of kind kRule, then its conditions.

@@ -175,7 +175,7 @@ ManPage toml_page(const std::string& version) {
   page.text("MPKLINK_RULES and --rules have rules separated by semicolons, their conditions by commas; a condition may be there several times:");
   page.literal("ignore,port=22,port=6000-6010;accelerate,exe=nginx,dir=in,addr=127.0.0.0/8,uid=33");
   page.text("mpklink run refuses a mistake. The library, which finds one in its environment, reports it once and keeps unclear connections on TCP: a rule\n"
-            "with a mistake ignores, and the kind of condition with the mistake is left out of it. Conditions beyond 60 for one program: from there on\n"
+            "with a mistake ignores, and the kind of condition with the mistake (all of them, when its name is not known) is left out of it. Conditions beyond 60 for one program: from there on\n"
             "all is ignored.");
   page.section("EXAMPLES");
   page.literal("[settings]\nprofile = \"web\"\nlog = \"warn\"\n\n[profile.web]\nprofile = \"latency\"\nring.kib = 512\n\n# the database stays on TCP, but for its own tools\n"
