@@ -23,6 +23,8 @@ std::uint16_t server_port(const Stream* s, const Addresses& addresses);
 
 // Whether the stream's two ends are on this machine and its port is wanted.
 bool eligible(const Stream* s, const Addresses& addresses, Reason* reason);
+// What MPKLINK_RULES say; `uid`: the peer's, null while it is not known. False: the stream stays on TCP, whoever the peer is.
+bool rules_allow(const Stream* s, const Addresses& addresses, const std::uint32_t* uid);
 // Whether nothing that was set on the socket before we knew it needs the kernel. What is set later, hooks see.
 bool options_allow(int fd, Reason* reason);
 

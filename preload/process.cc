@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <time.h>
@@ -22,10 +23,11 @@ namespace mpklink {
 namespace {
 
 Guard g_guard;
+Rules g_rules;
 
 }  // namespace
 
-Process g_process = {{}, g_guard};
+Process g_process = {{}, g_guard, g_rules};
 __thread ThreadState t_state;
 
 namespace {
@@ -44,9 +46,26 @@ constexpr std::size_t kStreamSlots = 16384 + 1024;  // channels and boards toget
 
 const char* get_environment(const char* name) { return secure_getenv(name); }
 
-void complain(const char* name, const char* value, const char* expected) {
+void complain(const char* name, const char* value, const char* expected, const char* instead) {
   // Shown whatever MPKLINK_LOG says short of off: a setting that is not in force must not stay unnoticed.
-  log_always(LogLevel::kError, FMT_COMPILE("{}={} is not understood (expected {}); using the default"), name, value, expected);
+  log_always(LogLevel::kError, FMT_COMPILE("{}={} is not understood (expected {}); {}"), name, value, expected, instead);
+}
+
+void complain(const char* name, const char* value, const char* expected) { complain(name, value, expected, "using the default"); }
+
+// The rules that are for this program: known by its file, as a program can change its other name.
+void read_rules() {
+  const char* text = get_environment("MPKLINK_RULES");
+  if (text == nullptr) return;
+  char program[1024];
+  ssize_t length = ::readlink("/proc/self/exe", program, sizeof program);
+  if (length < 0 || length == sizeof program) length = 0;
+  constexpr char kDeleted[] = " (deleted)";  // what the kernel adds when the file was replaced meanwhile
+  constexpr ssize_t kSuffix = sizeof kDeleted - 1;
+  if (length > kSuffix && memcmp(program + length - kSuffix, kDeleted, kSuffix) == 0) length -= kSuffix;
+  program[length] = '\0';
+  if (parse_rules(text, program, &g_rules)) return;
+  complain("MPKLINK_RULES", text, kRulesExpected, "what is unclear stays on TCP");
 }
 
 // The key, or -1 and why there is none.
@@ -154,6 +173,7 @@ void initialise() {
   const ErrnoSaver keep;
   p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));
   p.settings = parse_settings(get_environment, complain);
+  read_rules();
   p.initialised.store_release(2);  // SYNC: settings read
 }
 

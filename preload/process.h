@@ -8,6 +8,7 @@
 
 #include "preload/real.h"
 #include "preload/reasons.h"
+#include "preload/rules.h"
 #include "preload/settings.h"
 #include "preload/spin_lock.h"
 #include "shm/guard.h"
@@ -57,6 +58,7 @@ static_assert(static_cast<unsigned>(Reason::kCount) <= kStatusReasons);
 struct Process {
   Settings settings;
   Guard& guard;  // apart: its tables are large and all zeros at load
+  Rules& rules;  // so are these
   Counters counters;
   Atomic<std::uint32_t> initialised;   // settings are read
   Atomic<std::uint32_t> generation;    // counts the forks this process descends from since the library was loaded

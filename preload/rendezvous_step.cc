@@ -104,8 +104,10 @@ ProcessId own_id() {
 
 int unix_socket() { return real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }
 
+namespace {
+
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
-bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why) {
+bool peer_is_whom_we_trust(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why) {
   *why = Reason::kOtherNetwork;
   if (!same_network(fd, socket)) return false;
   *why = Reason::kPeerUid;
@@ -136,6 +138,15 @@ bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Rea
     case PeerPolicy::kAny: break;
   }
   return true;
+}
+
+}  // namespace
+
+bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why) {
+  if (!peer_is_whom_we_trust(fd, addresses, socket, s, why)) return false;
+  *why = Reason::kRule;
+  const std::uint32_t uid = s->peer_uid;
+  return rules_allow(s, addresses, &uid);
 }
 
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
