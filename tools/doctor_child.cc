@@ -13,9 +13,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "tools/command_support.h"
 #include "tools/doctor_proc.h"
 #include "tools/preload_env.h"
+#include "tools/refusal.h"
 
 namespace mpklink {
 namespace {

@@ -6,9 +6,10 @@
 #include <cstring>
 
 #include "preload/reasons.h"
-#include "tools/command_support.h"
 #include "tools/doctor_checks.h"
 #include "tools/doctor_child.h"
+#include "tools/refusal.h"
+#include "tools/text.h"
 
 namespace mpklink {
 namespace {
@@ -134,6 +135,7 @@ Findings check_connection(const std::string& library) {
   Environment environment = with_library(library);
   // What would keep this one connection on TCP although those of services are not; check_settings() tells of it.
   environment.emplace_back("MPKLINK_PORTS", "");
+  environment.emplace_back("MPKLINK_RULES", "");
   environment.emplace_back("MPKLINK_WARMUP", "");
   const Trial with = try_trial(environment);
   const Trial without = try_trial(without_library());

@@ -12,13 +12,14 @@
 #include <cstring>
 
 #include "preload/reasons.h"
-#include "tools/command_support.h"
 #include "tools/doctor_checks.h"
 #include "tools/doctor_child.h"
 #include "tools/doctor_process.h"
 #include "tools/doctor_sockets.h"
 #include "tools/doctor_streams.h"
 #include "tools/preload_env.h"
+#include "tools/refusal.h"
+#include "tools/text.h"
 
 namespace mpklink {
 namespace {

@@ -9,11 +9,12 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "tools/command_support.h"
 #include "tools/doctor_checks.h"
 #include "tools/doctor_proc.h"
 #include "tools/preload_env.h"
 #include "tools/program_check.h"
+#include "tools/refusal.h"
+#include "tools/text.h"
 
 namespace mpklink {
 namespace {

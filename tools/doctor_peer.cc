@@ -6,7 +6,8 @@
 
 #include <algorithm>
 
-#include "tools/command_support.h"
+#include "tools/text.h"
+
 
 namespace mpklink {
 

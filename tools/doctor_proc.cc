@@ -16,7 +16,8 @@
 #include <cstring>
 #include <sstream>
 
-#include "tools/command_support.h"
+#include "tools/text.h"
+
 
 namespace mpklink {
 namespace {

@@ -11,9 +11,10 @@
 #include <cstring>
 
 #include "preload/reasons.h"
-#include "tools/command_support.h"
 #include "tools/doctor_streams.h"
 #include "tools/elf_check.h"
+#include "tools/refusal.h"
+#include "tools/text.h"
 
 namespace mpklink {
 namespace {

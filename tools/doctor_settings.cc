@@ -8,14 +8,10 @@
 
 #include "tools/command_support.h"
 #include "tools/doctor_checks.h"
+#include "tools/settings_table.h"
 
 namespace mpklink {
 namespace {
-
-// Not all of the library's: MPKLINK_LIBRARY is the tool's.
-const std::vector<std::string> kVariables = {
-    "MPKLINK_GUARD", "MPKLINK_BACKING", "MPKLINK_FAULT_REPORT", "MPKLINK_WARMUP", "MPKLINK_SPIN_US", "MPKLINK_RING_KIB", "MPKLINK_PEERS",
-    "MPKLINK_PORTS", "MPKLINK_PROFILE", "MPKLINK_LOG", "MPKLINK_DISABLE", "MPKLINK_STATS", "MPKLINK_LIBRARY", "MPKLINK_RULES"};
 
 struct Mistake {
   std::string variable, value, expected;
@@ -55,8 +51,8 @@ Finding misunderstood(const std::string& section, const Mistake& mistake) {
 /// A variable that nobody reads and that looks like one that somebody does.
 void add_typos(const std::string& section, const std::map<std::string, std::string>& values, Findings* findings) {
   constexpr std::size_t kShortestTypo = 4;  // shorter words are near to everything
-  std::vector<std::string> known;
-  for (const std::string& variable : kVariables) known.push_back(variable.substr(strlen("MPKLINK_")));
+  std::vector<std::string> known = {"LIBRARY", "CONFIG"};  // the tool's own
+  for (const Setting& setting : kSettings) known.push_back(variable_of(setting).substr(strlen("MPKLINK_")));
   for (const auto& [name, value] : values) {
     const std::string word = name.substr(strlen("MPKLINK_"));
     if (std::find(known.begin(), known.end(), word) != known.end()) continue;
@@ -69,6 +65,12 @@ void add_typos(const std::string& section, const std::map<std::string, std::stri
 
 void add_restrictions(const std::string& section, const Settings& settings, const std::map<std::string, std::string>& values, Findings* findings) {
   const auto value = [&](const char* name) { return values.count(name) != 0 ? values.at(name) : std::string(); };
+  const std::string rules = value("MPKLINK_RULES");
+  const std::string problem = rules.empty() ? "" : value_problem(*find_setting("rules"), rules);
+  if (!problem.empty()) {
+    findings->push_back({section, "settings", Level::kWarn, fmt::format("MPKLINK_RULES={} is not understood: {}.", printable(rules), problem),
+                         "mpklink rules check", {{"variable", std::string("MPKLINK_RULES")}, {"value", rules}}});
+  }
   if (settings.disabled) {
     findings->push_back({section, "settings", Level::kFail, "MPKLINK_DISABLE switches the library off.", "unset MPKLINK_DISABLE",
                          {{"variable", std::string("MPKLINK_DISABLE")}, {"value", value("MPKLINK_DISABLE")}}});

@@ -9,9 +9,9 @@
 #include <tuple>
 
 #include "preload/reasons.h"
-#include "tools/command_support.h"
 #include "tools/doctor_peer.h"
 #include "tools/status_reader.h"
+#include "tools/text.h"
 
 namespace mpklink {
 namespace {

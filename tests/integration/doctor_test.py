@@ -259,7 +259,12 @@ def test_a_library_that_does_nothing():
 
 @pytest.mark.parametrize(
     "name,value,word",
-    [("MPKLINK_SPIN_US", "fast", "auto or a number"), ("MPKLINK_GUARD", "yes", "require"), ("MPKLINK_PORTS", "80-", "ports")],
+    [
+        ("MPKLINK_SPIN_US", "fast", "auto or a number"),
+        ("MPKLINK_GUARD", "yes", "require"),
+        ("MPKLINK_PORTS", "80-", "ports"),
+        ("MPKLINK_RULES", "igonre,port=22", "mpklink rules"),
+    ],
 )
 def test_setting_that_is_not_understood(name, value, word):
     answer = ask(env={name: value})
@@ -499,10 +504,10 @@ def test_process_without_the_library(bench):
 
 @one(Combo.NEITHER)
 def test_command_that_can_be_typed_again(bench):
-    process = bench.start(["/bin/sleep", "1 0", "60"], name="sleep")
-    eventually(lambda: read_text(f"/proc/{process.pid}/comm") == "sleep", what="exec")
-    process.send_signal(signal.SIGSTOP)
-    assert ask(process.pid).one("process", "library")["remedy"] == "Start it again with: mpklink run -- /bin/sleep '1 0' 60"
+    path = compile_c(bench.dir / "sleeper", SLEEPER)
+    process = bench.start([path, "1 0", "60"], name="sleeper")
+    eventually(lambda: read_text(f"/proc/{process.pid}/comm") == "sleeper", what="exec")
+    assert ask(process.pid).one("process", "library")["remedy"] == f"Start it again with: mpklink run -- {path} '1 0' 60"
     process.send_signal(signal.SIGKILL)
 
 
