@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the kernel says to a call, tried in a child: a seccomp filter may answer with a signal, and what is taken there (keys, locked
-// memory) ends with it.
+// What the kernel says to a call, tried in a child: a seccomp filter may answer with a signal, and what is taken there
+// (keys, locked memory) ends with it.
 #pragma once
 #include <functional>
 #include <string>

@@ -33,7 +33,8 @@ Settings settings_of(const std::vector<std::string>& environment);
 // ---- a real connection between two programs of ours ----
 
 Findings check_connection(const std::string& library);
-/// The ends of it, when this program is started as one: "server", "client:PORT" or "visitor:ADDRESS:PORT". The exit code.
+/// The ends of it, when this program is started as one: "server", "client:PORT" or "visitor:ADDRESS:PORT". The exit
+/// code.
 int run_end(const std::string& role);
 
 // ---- something else ----

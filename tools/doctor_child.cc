@@ -27,12 +27,16 @@ struct Pipe {
   int ends[2] = {-1, -1};
   Pipe() {
     if (pipe2(ends, O_CLOEXEC) != 0) {
-      throw Refusal(kExitUnavailable, fmt::format("no pipe for a process of the test: {}; raise the limits (ulimit -n), and try again", strerror(errno)));
+      throw Refusal(kExitUnavailable,
+                    fmt::format("no pipe for a process of the test: {}; raise the limits (ulimit -n), and try again",
+                                strerror(errno)));
     }
   }
 };
 
-int scratch_file() { return memfd_create("mpklink-doctor", MFD_CLOEXEC); }
+int scratch_file() {
+  return memfd_create("mpklink-doctor", MFD_CLOEXEC);
+}
 
 std::string content_of(int fd) {
   std::string text(1 << 16, '\0');
@@ -42,7 +46,8 @@ std::string content_of(int fd) {
 }
 
 [[noreturn]] void become_end(const std::string& role, const Environment& changes, int input, int output, int errors) {
-  for (const auto& [name, value] : changes) value.empty() ? unsetenv(name.c_str()) : setenv(name.c_str(), value.c_str(), 1);
+  for (const auto& [name, value] : changes)
+    value.empty() ? unsetenv(name.c_str()) : setenv(name.c_str(), value.c_str(), 1);
   dup2(input, STDIN_FILENO);
   dup2(output, STDOUT_FILENO);
   dup2(errors, STDERR_FILENO);
@@ -63,7 +68,10 @@ Child::Child(const std::string& role, const Environment& changes) {
   close(out.ends[1]);
   input_ = in.ends[1];
   output_ = out.ends[0];
-  if (pid_ < 0) throw Refusal(kExitUnavailable, fmt::format("no process for the test: {}; raise the limits (ulimit -u), and try again", strerror(errno)));
+  if (pid_ < 0)
+    throw Refusal(
+        kExitUnavailable,
+        fmt::format("no process for the test: {}; raise the limits (ulimit -u), and try again", strerror(errno)));
 }
 
 Child::~Child() {
@@ -113,17 +121,31 @@ std::string Child::errors() const {
 }
 
 Scratch::Scratch() : fd_(scratch_file()) {
-  if (fd_ < 0) throw Refusal(kExitUnavailable, fmt::format("no memory file for the test's statistics: {}; allow memfd_create, or raise the limits (ulimit -n)", strerror(errno)));
+  if (fd_ < 0)
+    throw Refusal(
+        kExitUnavailable,
+        fmt::format("no memory file for the test's statistics: {}; allow memfd_create, or raise the limits (ulimit -n)",
+                    strerror(errno)));
 }
-Scratch::~Scratch() { close(fd_); }
-std::string Scratch::path() const { return fmt::format("/proc/{}/fd/{}", getpid(), fd_); }
-std::string Scratch::content() const { return content_of(fd_); }
+Scratch::~Scratch() {
+  close(fd_);
+}
+std::string Scratch::path() const {
+  return fmt::format("/proc/{}/fd/{}", getpid(), fd_);
+}
+std::string Scratch::content() const {
+  return content_of(fd_);
+}
 
 Environment with_library(const std::string& library) {
   const char* current = getenv("LD_PRELOAD");
-  return {{"LD_PRELOAD", append_preload(current != nullptr ? current : "", library)}, {"MPKLINK_LOG", "off"}, {"MPKLINK_STATS", ""}};
+  return {{"LD_PRELOAD", append_preload(current != nullptr ? current : "", library)},
+          {"MPKLINK_LOG", "off"},
+          {"MPKLINK_STATS", ""}};
 }
 
-Environment without_library() { return {{"MPKLINK_DISABLE", "1"}, {"MPKLINK_LOG", "off"}, {"MPKLINK_STATS", ""}}; }
+Environment without_library() {
+  return {{"MPKLINK_DISABLE", "1"}, {"MPKLINK_LOG", "off"}, {"MPKLINK_STATS", ""}};
+}
 
 }  // namespace mpklink

@@ -9,7 +9,8 @@
 
 namespace mpklink {
 
-using Environment = std::vector<std::pair<std::string, std::string>>;  // changes; an empty value takes the variable away
+using Environment =
+    std::vector<std::pair<std::string, std::string>>;  // changes; an empty value takes the variable away
 
 class Child {
  public:
@@ -22,7 +23,8 @@ class Child {
   pid_t pid() const { return pid_; }
   /// The next line it says, without its end; "" when it ends or says none in time.
   std::string line(int timeout_ms);
-  /// Closes its standard input, which tells it to end, and waits. Its exit code; 128 + the signal; -1: it did not end in time.
+  /// Closes its standard input, which tells it to end, and waits. Its exit code; 128 + the signal; -1: it did not end
+  /// in time.
   int finish(int timeout_ms);
   /// The beginning of what it and ld.so said on stderr.
   std::string errors() const;
@@ -47,7 +49,8 @@ class Scratch {
   int fd_;
 };
 
-/// Changes to the environment: the library preloaded beside what is there, or switched off. The user's other settings stay.
+/// Changes to the environment: the library preloaded beside what is there, or switched off. The user's other settings
+/// stay.
 Environment with_library(const std::string& library);
 Environment without_library();
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // `mpklink doctor [PID | HOST:PORT | program]`: what is it about, and the answer.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -46,7 +48,8 @@ bool split_endpoint(const std::string& text, std::string* host, std::string* por
 pid_t parse_pid(const std::string& text) {
   constexpr long kMost = 4194304;  // PID_MAX_LIMIT, include/linux/threads.h
   const long pid = text.size() > 9 ? 0 : atol(text.c_str());
-  if (pid < 1 || pid > kMost) throw UsageError(fmt::format("{} is no process id; it is a number from 1 to {}", text, kMost));
+  if (pid < 1 || pid > kMost)
+    throw UsageError(fmt::format("{} is no process id; it is a number from 1 to {}", text, kMost));
   return static_cast<pid_t>(pid);
 }
 
@@ -59,6 +62,15 @@ Findings check_here() {
   if (library.empty()) return all;
   for (Finding& f : check_connection(library)) all.push_back(std::move(f));
   return all;
+}
+
+/// Whoever started us may have left signals and descriptors in a state in which children cannot be waited for or talked
+/// to.
+void settle() {
+  signal(SIGCHLD, SIG_DFL);
+  for (const int fd : {STDIN_FILENO, STDERR_FILENO}) {
+    if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", O_RDWR);
+  }
 }
 
 void examine(const Request& request) {
@@ -86,9 +98,14 @@ void examine(const Request& request) {
 
 void add_doctor(CLI::App* app) {
   const auto request = std::make_shared<Request>();
-  CLI::App* doctor = app->add_subcommand("doctor", "say whether connections are accelerated here, and if not, why and what to do");
-  doctor->add_option("about", request->about, "a process id, HOST:PORT of a service on this machine, or a program; without it, this machine and shell")
-      ->type_name("[PID | HOST:PORT | PROGRAM]");
+  CLI::App* doctor =
+      app->add_subcommand("doctor", "say whether connections are accelerated here, and if not, why and what to do");
+  const CLI::Option* about =
+      doctor
+          ->add_option(
+              "about", request->about,
+              "a process id, HOST:PORT of a service on this machine, or a program; without it, this machine and shell")
+          ->type_name("[PID | HOST:PORT | PROGRAM]");
   doctor->add_option("--end", request->end)->group("");  // hidden: how doctor starts itself
   add_json_flag(doctor, &request->json);
   add_examples(doctor,
@@ -97,10 +114,14 @@ void add_doctor(CLI::App* app) {
                 {"mpklink doctor $(pgrep -o redis-server)", "a running process and its connections"},
                 {"mpklink doctor localhost:6379", "whoever listens there"},
                 {"mpklink doctor --json | jq -r .verdict", ""}},
-               "Exit codes: 0 all well, 1 something is worse than it could be, 2 wrong use, 3 it cannot be looked at. The reasons "
+               "Exit codes: 0 all well, 1 something is worse than it could be, 2 wrong use, 3 it cannot be looked at. "
+               "The reasons "
                "are listed by 'mpklink reasons'.");
-  doctor->callback([request] {
+  doctor->callback([request, about] {
     if (!request->end.empty()) throw CLI::RuntimeError(run_end(request->end));
+    if (about->count() > 0 && request->about.empty())
+      throw UsageError("the argument is empty; name a process id, HOST:PORT or a program");
+    settle();
     examine(*request);
   });
 }

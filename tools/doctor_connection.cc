@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A real connection between two wrapped programs: does it move to shared memory, do the bytes come through, and how fast.
+// A real connection between two wrapped programs: does it move to shared memory, do the bytes come through, and how
+// fast.
 #include <fmt/format.h>
 
 #include <cstdlib>
@@ -18,10 +19,10 @@ constexpr int kTimeoutMs = 15000;
 
 /// What one run of server and client gave.
 struct Trial {
-  bool ran = false;             // all bytes came back as they were
-  std::string problem;          // of the trial that did not
+  bool ran = false;     // all bytes came back as they were
+  std::string problem;  // of the trial that did not
   std::int64_t round_trip_ns = 0;
-  std::string server, client;   // their lines of statistics; "" without the library
+  std::string server, client;  // their lines of statistics; "" without the library
 };
 
 Environment with_statistics(Environment environment, const Scratch& file) {
@@ -45,7 +46,8 @@ Trial run_trial(const Environment& environment) {
   trial.ran = client_code == 0 && server_code == 0 && trial.round_trip_ns > 0;
   if (!trial.ran) {
     const std::string said = client.errors().empty() ? server.errors() : client.errors();
-    trial.problem = fmt::format("the client ended with {}, the server with {}{}{}", client_code, server_code, said.empty() ? "" : ": ", said);
+    trial.problem = fmt::format("the client ended with {}, the server with {}{}{}", client_code, server_code,
+                                said.empty() ? "" : ": ", said);
   } else if (trial.client.empty() || trial.server.empty()) {
     trial.problem = client.errors().empty() ? server.errors() : client.errors();  // ld.so's complaint
   }
@@ -89,7 +91,9 @@ const ReasonText* reason_of(const std::string& line) {
   return nullptr;
 }
 
-std::string fact_of(const ReasonText* reason) { return reason == nullptr ? std::string() : reason->slug; }
+std::string fact_of(const ReasonText* reason) {
+  return reason == nullptr ? std::string() : reason->slug;
+}
 
 void explain_plain(const Trial& trial, const ReasonText* reason, Finding* found) {
   found->level = Level::kFail;
@@ -97,8 +101,11 @@ void explain_plain(const Trial& trial, const ReasonText* reason, Finding* found)
     found->sentence = fmt::format("It stays on TCP ({}): {}", reason->slug, reason->sentence);
     found->remedy = reason->remedy;
   } else if (trial.client.empty() || trial.server.empty()) {
-    found->sentence = fmt::format("The library did not get into the test's programs{}{}.", trial.problem.empty() ? "" : ": ", printable(trial.problem));
-    found->remedy = "Look at what the section \"environment\" says of the library; or name another one: export MPKLINK_LIBRARY=PATH";
+    found->sentence = fmt::format("The library did not get into the test's programs{}{}.",
+                                  trial.problem.empty() ? "" : ": ", printable(trial.problem));
+    found->remedy =
+        "Look at what the section \"environment\" says of the library; or name another one: export "
+        "MPKLINK_LIBRARY=PATH";
   } else {
     found->sentence = "It stays on TCP, and the library counted no reason.";
     found->remedy = "To see what it says: MPKLINK_LOG=debug mpklink run -- PROGRAM";
@@ -112,12 +119,18 @@ Finding judge(const Trial& trial) {
   const std::string guard = text_of(trial.client, "guard"), why = text_of(trial.client, "guard_why");
   const ReasonText* client_reason = reason_of(trial.client);
   const ReasonText* server_reason = reason_of(trial.server);
-  found.facts = {{"upgraded", upgraded}, {"guard", guard}, {"guard_why", why}, {"ring_bytes", ring},
-                 {"client_reason", fact_of(client_reason)}, {"server_reason", fact_of(server_reason)}};
+  found.facts = {{"upgraded", upgraded},
+                 {"guard", guard},
+                 {"guard_why", why},
+                 {"ring_bytes", ring},
+                 {"client_reason", fact_of(client_reason)},
+                 {"server_reason", fact_of(server_reason)}};
   if (!trial.ran) {
     found.level = Level::kFail;
     found.sentence = fmt::format("The test connection failed: {}.", printable(trial.problem));
-    found.remedy = "Try the same without the library: MPKLINK_DISABLE=1 mpklink doctor. If that works, please report it with this output.";
+    found.remedy =
+        "Try the same without the library: MPKLINK_DISABLE=1 mpklink doctor. If that works, please report it with this "
+        "output.";
   } else if (!upgraded) {
     explain_plain(trial, client_reason != nullptr ? client_reason : server_reason, &found);
   } else if (guard == "off") {
@@ -141,10 +154,14 @@ Findings check_connection(const std::string& library) {
   const Trial without = try_trial(without_library());
   Findings findings = {judge(with)};
   if (with.ran && without.ran) {
-    findings.push_back({"connection", "round-trips", Level::kOk,
-                        fmt::format("A round trip of 64 bytes takes {:.1f} us; over TCP {:.1f} us.", static_cast<double>(with.round_trip_ns) / 1000,
-                                    static_cast<double>(without.round_trip_ns) / 1000),
-                        "", {{"with_ns", with.round_trip_ns}, {"tcp_ns", without.round_trip_ns}}});
+    findings.push_back(
+        {"connection",
+         "round-trips",
+         Level::kOk,
+         fmt::format("A round trip of 64 bytes takes {:.1f} us; over TCP {:.1f} us.",
+                     static_cast<double>(with.round_trip_ns) / 1000, static_cast<double>(without.round_trip_ns) / 1000),
+         "",
+         {{"with_ns", with.round_trip_ns}, {"tcp_ns", without.round_trip_ns}}});
   }
   return findings;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// `mpklink doctor HOST:PORT`: who listens there, and how a wrapped client's connection to it fares. Nothing is ever sent to a service.
+// `mpklink doctor HOST:PORT`: who listens there, and how a wrapped client's connection to it fares. Nothing is ever
+// sent to a service.
 #include <fmt/format.h>
 #include <ifaddrs.h>
 #include <netdb.h>
@@ -46,7 +47,9 @@ std::vector<Endpoint> resolve(const std::string& host, const std::string& port) 
   hints.ai_socktype = SOCK_STREAM;
   const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &list);
   if (error != 0) {
-    throw Refusal(kExitUnavailable, fmt::format("{} cannot be resolved: {}; check the name, or give an address: 127.0.0.1:{}", printable(host), gai_strerror(error), port));
+    throw Refusal(kExitUnavailable,
+                  fmt::format("{} cannot be resolved: {}; check the name, or give an address: 127.0.0.1:{}",
+                              printable(host), gai_strerror(error), port));
   }
   std::vector<Endpoint> endpoints;
   for (const addrinfo* a = list; a != nullptr; a = a->ai_next) {
@@ -54,6 +57,8 @@ std::vector<Endpoint> resolve(const std::string& host, const std::string& port) 
     if (endpoint_of(a->ai_addr, static_cast<std::uint16_t>(atoi(port.c_str())), &e)) endpoints.push_back(e);
   }
   freeaddrinfo(list);
+  if (endpoints.empty())
+    throw Refusal(kExitUnavailable, fmt::format("{} has no IP address; give one: 127.0.0.1:{}", printable(host), port));
   return endpoints;
 }
 
@@ -82,10 +87,14 @@ std::vector<TcpSocket> listeners_of(const Endpoint& endpoint) {
 }
 
 Finding not_local(const std::string& host, const Endpoint& endpoint) {
-  return {"listener", "address", Level::kFail,
-          fmt::format("{} ({}) is not on this machine (or not in this network namespace): only connections whose both ends are here share memory (not-local).",
+  return {"listener",
+          "address",
+          Level::kFail,
+          fmt::format("{} ({}) is not on this machine (or not in this network namespace): only connections whose both "
+                      "ends are here share memory (not-local).",
                       printable(host), endpoint_text(endpoint)),
-          "On the machine where the service runs: mpklink doctor localhost:" + std::to_string(endpoint.port), {{"address", endpoint_text(endpoint)}, {"local", false}}};
+          "On the machine where the service runs: mpklink doctor localhost:" + std::to_string(endpoint.port),
+          {{"address", endpoint_text(endpoint)}, {"local", false}}};
 }
 
 Findings check_listeners(const std::vector<TcpSocket>& listeners, const Endpoint& endpoint) {
@@ -99,9 +108,15 @@ Findings check_listeners(const std::vector<TcpSocket>& listeners, const Endpoint
   std::sort(pids.begin(), pids.end());
   pids.erase(std::unique(pids.begin(), pids.end()), pids.end());
   if (pids.empty()) {
-    const std::string who = listeners.empty() ? "" : fmt::format(" It belongs to {}.", user_name(listeners.front().uid));
-    findings.push_back({"listener", "owner", Level::kNote, fmt::format("This user cannot see which process listens on {}.{}", endpoint_text(endpoint), who),
-                        fmt::format("sudo mpklink doctor {}", endpoint_text(endpoint)), {{"processes", std::int64_t{0}}}});
+    const std::string who =
+        listeners.empty() ? "" : fmt::format(" It belongs to {}.", user_name(listeners.front().uid));
+    findings.push_back(
+        {"listener",
+         "owner",
+         Level::kNote,
+         fmt::format("This user cannot see which process listens on {}.{}", endpoint_text(endpoint), who),
+         fmt::format("sudo mpklink doctor {}", endpoint_text(endpoint)),
+         {{"processes", std::int64_t{0}}}});
     return findings;
   }
   for (std::size_t i = 0; i < std::min(pids.size(), kMostListeners); ++i) {
@@ -112,6 +127,14 @@ Findings check_listeners(const std::vector<TcpSocket>& listeners, const Endpoint
     for (Finding& f : check_settings(p.environment, "listener")) {
       if (f.level != Level::kOk) findings.push_back(std::move(f));
     }
+  }
+  if (pids.size() > kMostListeners) {
+    findings.push_back({"listener",
+                        "more",
+                        Level::kNote,
+                        fmt::format("{} more processes listen there.", pids.size() - kMostListeners),
+                        "",
+                        {{"count", static_cast<std::int64_t>(pids.size() - kMostListeners)}}});
   }
   return findings;
 }
@@ -137,8 +160,9 @@ Findings visit(const Endpoint& endpoint) {
   const std::string port = visitor.line(kTimeoutMs);
   if (port.empty()) {
     const std::string why = visitor.errors();
-    throw Refusal(kExitUnavailable, fmt::format("no connection to {} could be made{}{}; is the service up? To see who listens: ss -ltnp", endpoint_text(endpoint),
-                                                why.empty() ? "" : ": ", printable(why)));
+    throw Refusal(kExitUnavailable,
+                  fmt::format("no connection to {} could be made{}{}; is the service up? To see who listens: ss -ltnp",
+                              endpoint_text(endpoint), why.empty() ? "" : ": ", printable(why)));
   }
   Findings findings = check_visit(visitor.pid(), static_cast<std::uint16_t>(atoi(port.c_str())), endpoint);
   visitor.finish(kTimeoutMs);

@@ -61,7 +61,8 @@ int serve() {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t size = sizeof address;
   const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (listener < 0 || bind(listener, reinterpret_cast<sockaddr*>(&address), size) != 0 || listen(listener, 1) != 0) return fail("listen");
+  if (listener < 0 || bind(listener, reinterpret_cast<sockaddr*>(&address), size) != 0 || listen(listener, 1) != 0)
+    return fail("listen");
   getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size);
   printf("%u\n", ntohs(address.sin_port));
   fflush(stdout);

@@ -48,8 +48,9 @@ Finding check_library(std::string* library) {
   }
   const LibraryVersion version = library_version(*library);
   found.facts = {{"path", *library}, {"version", version.text}, {"layout", std::int64_t{version.layout}}};
-  found.sentence = version.text.empty() ? fmt::format("{}.", *library)
-                                        : fmt::format("{}, version {} (memory layout {}).", *library, version.text, version.layout);
+  found.sentence = version.text.empty()
+                       ? fmt::format("{}.", *library)
+                       : fmt::format("{}, version {} (memory layout {}).", *library, version.text, version.layout);
   struct statvfs fs {};
   if (statvfs(library->c_str(), &fs) == 0 && (fs.f_flag & ST_NOEXEC) != 0) {
     found.level = Level::kFail;
@@ -71,9 +72,18 @@ struct Neighbour {
 };
 // Libraries that come before ours, or take the same calls.
 constexpr Neighbour kNeighbours[] = {
-    {"libasan", "AddressSanitizer"},  {"libtsan", "ThreadSanitizer"}, {"liblsan", "LeakSanitizer"}, {"libubsan", "UBSan"},
-    {"libtorsocks", "torsocks"},      {"libproxychains", "proxychains"}, {"libvma", "VMA"},         {"libxlio", "XLIO"},
-    {"libonload", "Onload"},          {"libsocksify", "dante"},       {"libip2unix", "ip2unix"},    {"libsd.so", "SocksDirect"},
+    {"libasan", "AddressSanitizer"},
+    {"libtsan", "ThreadSanitizer"},
+    {"liblsan", "LeakSanitizer"},
+    {"libubsan", "UBSan"},
+    {"libtorsocks", "torsocks"},
+    {"libproxychains", "proxychains"},
+    {"libvma", "VMA"},
+    {"libxlio", "XLIO"},
+    {"libonload", "Onload"},
+    {"libsocksify", "dante"},
+    {"libip2unix", "ip2unix"},
+    {"libsd.so", "SocksDirect"},
 };
 
 const Neighbour* neighbour(const std::string& path) {
@@ -92,18 +102,25 @@ void check_entry(const std::string& entry, Findings* findings) {
   const Facts facts = {{"entry", entry}};
   const Neighbour* known = neighbour(entry);
   if (entry.find('/') != std::string::npos && access(entry.c_str(), R_OK) != 0) {
-    findings->push_back({"environment", "preload", Level::kWarn,
-                         fmt::format("LD_PRELOAD names {}, which cannot be read ({}): ld.so complains and goes on without it.", printable(entry), strerror(errno)),
-                         "Correct LD_PRELOAD, or unset it and start programs with: mpklink run -- PROGRAM", facts});
+    findings->push_back(
+        {"environment", "preload", Level::kWarn,
+         fmt::format("LD_PRELOAD names {}, which cannot be read ({}): ld.so complains and goes on without it.",
+                     printable(entry), strerror(errno)),
+         "Correct LD_PRELOAD, or unset it and start programs with: mpklink run -- PROGRAM", facts});
   } else if (known != nullptr && takes_sockets(*known)) {
-    findings->push_back({"environment", "preload", Level::kWarn,
-                         fmt::format("LD_PRELOAD has {} ({}), which takes socket calls, too: what it keeps to itself stays on TCP.", printable(entry), known->what),
-                         fmt::format("Leave one of them out. To see what becomes of a program's connections: mpklink doctor PID"), facts});
+    findings->push_back(
+        {"environment", "preload", Level::kWarn,
+         fmt::format("LD_PRELOAD has {} ({}), which takes socket calls, too: what it keeps to itself stays on TCP.",
+                     printable(entry), known->what),
+         fmt::format("Leave one of them out. To see what becomes of a program's connections: mpklink doctor PID"),
+         facts});
   } else {
-    findings->push_back({"environment", "preload", Level::kNote,
-                         known != nullptr ? fmt::format("LD_PRELOAD has {} ({}); the library goes behind it.", printable(entry), known->what)
-                                          : fmt::format("LD_PRELOAD has {}; the library goes behind it.", printable(entry)),
-                         "", facts});
+    findings->push_back(
+        {"environment", "preload", Level::kNote,
+         known != nullptr
+             ? fmt::format("LD_PRELOAD has {} ({}); the library goes behind it.", printable(entry), known->what)
+             : fmt::format("LD_PRELOAD has {}; the library goes behind it.", printable(entry)),
+         "", facts});
   }
 }
 
@@ -118,7 +135,12 @@ void check_preload(const std::string& library, Findings* findings) {
     at = end + 1;
   }
   if (findings->size() == before) {
-    findings->push_back({"environment", "preload", Level::kOk, text.empty() ? "Nothing else is preloaded." : "LD_PRELOAD has the library, and nothing else.", "", {{"entry", std::string()}}});
+    findings->push_back({"environment",
+                         "preload",
+                         Level::kOk,
+                         text.empty() ? "Nothing else is preloaded." : "LD_PRELOAD has the library, and nothing else.",
+                         "",
+                         {{"entry", std::string()}}});
   }
 }
 

@@ -8,7 +8,6 @@
 
 #include "tools/text.h"
 
-
 namespace mpklink {
 namespace {
 
@@ -23,11 +22,13 @@ std::string value_text(const Fact& fact) {
 
 std::string facts_json(const Facts& facts) {
   std::string out;
-  for (const auto& [name, value] : facts) out += fmt::format("{}{}: {}", out.empty() ? "" : ", ", json_string(name), value_text(value));
+  for (const auto& [name, value] : facts)
+    out += fmt::format("{}{}: {}", out.empty() ? "" : ", ", json_string(name), value_text(value));
   return "{" + out + "}";
 }
 
-/// Words in lines of kTextWidth, the second and later ones indented. Remedies are left whole: what they say to type is copied.
+/// Words in lines of kTextWidth, the second and later ones indented. Remedies are left whole: what they say to type is
+/// copied.
 std::string wrapped(const std::string& text, std::size_t indent) {
   std::istringstream words(text);
   std::string out;
@@ -89,11 +90,12 @@ std::string to_json(const Target& target, const Findings& findings) {
   for (const Finding& f : findings) {
     list += fmt::format(
         "{}\n  {{\"section\": {}, \"name\": {}, \"level\": \"{}\", \"sentence\": {}, \"remedy\": {}, \"facts\": {}}}",
-        list.empty() ? "" : ",", json_string(f.section), json_string(f.name), level_name(f.level), json_string(f.sentence),
-        json_string(f.remedy), facts_json(f.facts));
+        list.empty() ? "" : ",", json_string(f.section), json_string(f.name), level_name(f.level),
+        json_string(f.sentence), json_string(f.remedy), facts_json(f.facts));
   }
-  return fmt::format("{{\"doctor\": {}, \"target\": {{\"kind\": {}, \"name\": {}}}, \"verdict\": \"{}\", \"findings\": [{}\n]}}\n",
-                     kJsonVersion, json_string(target.kind), json_string(target.name), verdict, list);
+  return fmt::format(
+      "{{\"doctor\": {}, \"target\": {{\"kind\": {}, \"name\": {}}}, \"verdict\": \"{}\", \"findings\": [{}\n]}}\n",
+      kJsonVersion, json_string(target.kind), json_string(target.name), verdict, list);
 }
 
 }  // namespace mpklink

@@ -20,8 +20,8 @@ using Fact = std::variant<std::string, std::int64_t, bool>;
 using Facts = std::vector<std::pair<std::string, Fact>>;
 
 struct Finding {
-  std::string section;   // "machine", "environment", "connection", "program", "process", "listener", "streams"
-  std::string name;      // within the section; what scripts look for
+  std::string section;  // "machine", "environment", "connection", "program", "process", "listener", "streams"
+  std::string name;     // within the section; what scripts look for
   Level level;
   std::string sentence;  // one or two, with full stops
   std::string remedy;    // what to type or do next; never empty for kWarn and kFail

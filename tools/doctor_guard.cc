@@ -18,8 +18,8 @@
 namespace mpklink {
 namespace {
 
-constexpr int kKeys = 15;         // 16 in PKRU, of which 0 is everybody's
-constexpr int kCounted = 100;     // exit code of the counting child: this + keys
+constexpr int kKeys = 15;      // 16 in PKRU, of which 0 is everybody's
+constexpr int kCounted = 100;  // exit code of the counting child: this + keys
 constexpr char kLeaveIt[] = "Or leave it: with MPKLINK_GUARD=auto connections are accelerated without a guard.";
 
 bool cpu_bit(unsigned leaf, unsigned bit) {
@@ -28,8 +28,12 @@ bool cpu_bit(unsigned leaf, unsigned bit) {
   return (ecx >> bit & 1u) != 0;
 }
 
-bool cpu_has_pku() { return cpu_bit(7, 3); }
-bool is_virtual() { return cpu_bit(1, 31); }
+bool cpu_has_pku() {
+  return cpu_bit(7, 3);
+}
+bool is_virtual() {
+  return cpu_bit(1, 31);
+}
 
 bool kernel_was_told_nopku() {
   std::ifstream line("/proc/cmdline");
@@ -102,21 +106,28 @@ Explanation explain_no_guard(const std::string& why) {
   uname(&names);
   if (why == "no-pku") return explain_no_pku();
   if (why == "old-kernel") {
-    return {fmt::format("Linux {} mixes up the protection keys of threads (mended in 5.13, 5.10.103 and 5.4.182), so they are "
-                        "not used.", names.release),
+    return {fmt::format(
+                "Linux {} mixes up the protection keys of threads (mended in 5.13, 5.10.103 and 5.4.182), so they are "
+                "not used.",
+                names.release),
             "Boot a later kernel. Until then connections are accelerated without a guard."};
   }
   if (why == "amd-signal") {
-    return {fmt::format("Linux {} opens all protection keys after a signal on AMD CPUs, so they are not used.", names.release),
+    return {fmt::format("Linux {} opens all protection keys after a signal on AMD CPUs, so they are not used.",
+                        names.release),
             "Update the kernel to 6.12.10 or later. Until then connections are accelerated without a guard."};
   }
   if (why == "no-key") {
-    return {"The process could not have a protection key: all 15 are its own already, or a seccomp filter refuses pkey_alloc.",
-            "Allow pkey_alloc, pkey_mprotect and pkey_free in its seccomp filter, or look for what takes all keys (V8 takes one, "
-            "some JVMs and databases more)."};
+    return {
+        "The process could not have a protection key: all 15 are its own already, or a seccomp filter refuses "
+        "pkey_alloc.",
+        "Allow pkey_alloc, pkey_mprotect and pkey_free in its seccomp filter, or look for what takes all keys (V8 "
+        "takes one, "
+        "some JVMs and databases more)."};
   }
   if (why == "asked-for") {
-    return {"The shared memory is not guarded: MPKLINK_GUARD asks for that.", "Unset MPKLINK_GUARD to have it guarded where possible."};
+    return {"The shared memory is not guarded: MPKLINK_GUARD asks for that.",
+            "Unset MPKLINK_GUARD to have it guarded where possible."};
   }
   return {};
 }
@@ -129,7 +140,8 @@ Finding check_guard(const Settings& settings, bool seccomp_filter) {
   std::int64_t keys = 0;
   if (why == nullptr) {
     const Outcome counted = attempt(count_keys);
-    keys = counted.signal == 0 && counted.code >= kCounted && counted.code <= kCounted + kKeys ? counted.code - kCounted : 0;
+    keys = counted.signal == 0 && counted.code >= kCounted && counted.code <= kCounted + kKeys ? counted.code - kCounted
+                                                                                               : 0;
     const Outcome tagged = keys > 0 ? attempt(tag_a_page) : counted;
     if (keys == 0 || tagged.signal != 0 || tagged.code != 0) {
       const Explanation refused = explain_refused(tagged, seccomp_filter);
@@ -138,7 +150,8 @@ Finding check_guard(const Settings& settings, bool seccomp_filter) {
       found.remedy = refused.remedy;
       why = "no-key";
     } else {
-      found.sentence = fmt::format("Protection keys (PKU) are there and sound; {} of {} are left to a new process.", keys, kKeys);
+      found.sentence =
+          fmt::format("Protection keys (PKU) are there and sound; {} of {} are left to a new process.", keys, kKeys);
     }
   } else {
     const Explanation reason = explain_no_guard(why);
@@ -146,7 +159,9 @@ Finding check_guard(const Settings& settings, bool seccomp_filter) {
     found.sentence = reason.sentence;
     found.remedy = reason.remedy;
   }
-  found.facts = {{"why", why == nullptr ? std::string() : std::string(why)}, {"cpu_pku", cpu_has_pku()}, {"kernel_ospke", ospke},
+  found.facts = {{"why", why == nullptr ? std::string() : std::string(why)},
+                 {"cpu_pku", cpu_has_pku()},
+                 {"kernel_ospke", ospke},
                  {"keys_free", keys}};
   return found;
 }

@@ -32,7 +32,9 @@ namespace {
 
 constexpr std::uint64_t kNone = ~std::uint64_t{0};
 
-std::int64_t fact_of(std::uint64_t limit) { return limit > INT64_MAX ? -1 : static_cast<std::int64_t>(limit); }
+std::int64_t fact_of(std::uint64_t limit) {
+  return limit > INT64_MAX ? -1 : static_cast<std::int64_t>(limit);
+}
 
 /// 0 none, 1 strict, 2 a filter.
 int seccomp_mode() {
@@ -48,7 +50,9 @@ int seccomp_mode() {
 Finding check_kernel() {
   utsname names{};
   uname(&names);
-  Finding found{"machine", "kernel", Level::kOk, fmt::format("Linux {}.", names.release), "", {{"release", std::string(names.release)}}};
+  Finding found{"machine",  "kernel",
+                Level::kOk, fmt::format("Linux {}.", names.release),
+                "",         {{"release", std::string(names.release)}}};
   std::uint64_t cookie = 0;
   socklen_t size = sizeof cookie;
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -57,7 +61,8 @@ Finding check_kernel() {
   if (!known) {
     found.level = Level::kFail;
     found.sentence = fmt::format(
-        "Linux {} does not say which network namespace a socket belongs to (SO_NETNS_COOKIE, since 5.14), so every connection stays on TCP.",
+        "Linux {} does not say which network namespace a socket belongs to (SO_NETNS_COOKIE, since 5.14), so every "
+        "connection stays on TCP.",
         names.release);
     found.remedy = "Boot Linux 5.14 or later; Debian 12's 6.1 is fine.";
   }
@@ -67,11 +72,14 @@ Finding check_kernel() {
 
 int try_memory() {
   const int fd = memfd_create("mpklink-doctor", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0 || ftruncate(fd, kPage) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) return errno;
+  if (fd < 0 || ftruncate(fd, kPage) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    return errno;
   return mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED ? errno : 0;
 }
 
-int try_bell() { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC) < 0 ? errno : 0; }
+int try_bell() {
+  return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC) < 0 ? errno : 0;
+}
 
 /// The abstract Unix socket on which two ends meet.
 int try_meeting() {
@@ -102,7 +110,9 @@ Finding check_calls(int seccomp) {
   for (const NeededCall& call : kNeededCalls) {
     const Outcome outcome = attempt(call.work);
     const bool good = outcome.signal == 0 && outcome.code == 0;
-    if (!good) refused += fmt::format("{}{} for {}: {}", refused.empty() ? "" : "; ", call.what, call.purpose, outcome_text(outcome));
+    if (!good)
+      refused +=
+          fmt::format("{}{} for {}: {}", refused.empty() ? "" : "; ", call.what, call.purpose, outcome_text(outcome));
     found.facts.emplace_back(std::string(call.what == kNeededCalls[2].what ? "af_unix" : call.what), good);
   }
   const char* filter = seccomp == 2 ? "A seccomp filter is in force, and lets" : "The kernel lets";
@@ -112,9 +122,11 @@ Finding check_calls(int seccomp) {
   }
   found.level = Level::kFail;
   found.sentence = fmt::format("Calls that an upgrade needs are refused: {}.", refused);
-  found.remedy = seccomp == 2 ? "Allow them in the seccomp filter (docker run --security-opt seccomp=PROFILE; systemd: SystemCallFilter=, "
-                                "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6)."
-                              : "Raise the limits (ulimit -n, -v), or ask who restricts this process.";
+  found.remedy =
+      seccomp == 2
+          ? "Allow them in the seccomp filter (docker run --security-opt seccomp=PROFILE; systemd: SystemCallFilter=, "
+            "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6)."
+          : "Raise the limits (ulimit -n, -v), or ask who restricts this process.";
   return found;
 }
 
@@ -122,7 +134,8 @@ bool may_lock_memory() {
   constexpr int kIpcLock = 14;  // CAP_IPC_LOCK
   const std::string status = read_whole("/proc/self/status");
   const std::size_t at = status.find("CapEff:");
-  return at != std::string::npos && (strtoull(status.c_str() + at + strlen("CapEff:"), nullptr, 16) >> kIpcLock & 1) != 0;
+  return at != std::string::npos &&
+         (strtoull(status.c_str() + at + strlen("CapEff:"), nullptr, 16) >> kIpcLock & 1) != 0;
 }
 
 int try_secret() {
@@ -135,20 +148,24 @@ Finding check_secret(const Settings& settings) {
   const Outcome outcome = attempt(try_secret);
   const bool there = outcome.signal == 0 && outcome.code == 0, wanted = settings.backing == Backing::kSecret;
   const std::uint64_t locked = limit_of(getpid(), "Max locked memory");
-  Finding found{"machine", "secret-memory", Level::kOk, "", "", {{"there", there}, {"wanted", wanted}, {"locked_bytes", fact_of(locked)}}};
+  Finding found{"machine",  "secret-memory",
+                Level::kOk, "",
+                "",         {{"there", there}, {"wanted", wanted}, {"locked_bytes", fact_of(locked)}}};
   if (there) {
     // Who may lock memory has no limit of it (mlock(2)).
     found.sentence = "memfd_secret is there, for who asks for it (MPKLINK_BACKING=secret).";
     constexpr std::uint64_t kFew = std::uint64_t{8} << 20;
     if (!wanted || locked >= kFew || may_lock_memory()) return found;
     found.level = Level::kWarn;
-    found.sentence = fmt::format("MPKLINK_BACKING=secret takes locked memory, of which this process may have {} KiB only.", locked >> 10);
+    found.sentence = fmt::format(
+        "MPKLINK_BACKING=secret takes locked memory, of which this process may have {} KiB only.", locked >> 10);
     found.remedy = "Raise it: ulimit -l unlimited (systemd: LimitMEMLOCK=infinity).";
     return found;
   }
   found.level = wanted ? Level::kFail : Level::kNote;
-  found.sentence = fmt::format("There is no secret memory: {}.{}", outcome_text(outcome),
-                               wanted ? " MPKLINK_BACKING=secret asks for it, so every connection stays on TCP." : " Nobody asks for it.");
+  found.sentence = fmt::format(
+      "There is no secret memory: {}.{}", outcome_text(outcome),
+      wanted ? " MPKLINK_BACKING=secret asks for it, so every connection stays on TCP." : " Nobody asks for it.");
   if (wanted) found.remedy = "Boot Linux 6.5 or later, or with secretmem.enable=1; or unset MPKLINK_BACKING.";
   return found;
 }
@@ -160,7 +177,8 @@ struct DiagRequest {
   inet_diag_req_v2 body;
 };
 
-/// Asks the kernel who owns the listening socket of this address, as the library asks for its peers (preload/identity.cc).
+/// Asks the kernel who owns the listening socket of this address, as the library asks for its peers
+/// (preload/identity.cc).
 int ask_owner(const sockaddr_in& address) {
   const int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
   if (fd < 0) return errno;
@@ -179,7 +197,8 @@ int ask_owner(const sockaddr_in& address) {
   const auto* header = reinterpret_cast<const nlmsghdr*>(answer);
   if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY) return 0;
   const auto* error = static_cast<const nlmsgerr*>(NLMSG_DATA(header));
-  return header->nlmsg_type == NLMSG_ERROR && n >= static_cast<ssize_t>(NLMSG_LENGTH(sizeof *error)) ? -error->error : EPROTO;
+  return header->nlmsg_type == NLMSG_ERROR && n >= static_cast<ssize_t>(NLMSG_LENGTH(sizeof *error)) ? -error->error
+                                                                                                     : EPROTO;
 }
 
 int try_identity() {
@@ -196,12 +215,18 @@ int try_identity() {
 Finding check_identity() {
   const Outcome outcome = attempt(try_identity);
   const bool good = outcome.signal == 0 && outcome.code == 0;
-  Finding found{"machine", "identity", Level::kOk, "The kernel says who owns the other end of a connection (sock_diag).", "", {{"sock_diag", good}}};
+  Finding found{"machine",  "identity",
+                Level::kOk, "The kernel says who owns the other end of a connection (sock_diag).",
+                "",         {{"sock_diag", good}}};
   if (good) return found;
   found.level = Level::kWarn;
-  found.sentence = fmt::format("The kernel does not say who owns the other end of a connection (sock_diag): {}. Ends of different users stay on TCP.",
-                               outcome_text(outcome));
-  found.remedy = "modprobe -a inet_diag tcp_diag; allow AF_NETLINK (systemd: RestrictAddressFamilies=, seccomp); or name the users in MPKLINK_PEERS.";
+  found.sentence = fmt::format(
+      "The kernel does not say who owns the other end of a connection (sock_diag): {}. Ends of different users stay on "
+      "TCP.",
+      outcome_text(outcome));
+  found.remedy =
+      "modprobe -a inet_diag tcp_diag; allow AF_NETLINK (systemd: RestrictAddressFamilies=, seccomp); or name the "
+      "users in MPKLINK_PEERS.";
   return found;
 }
 
@@ -210,11 +235,19 @@ Finding check_identity() {
 Finding check_descriptors() {
   constexpr std::uint64_t kFew = 256;
   const std::uint64_t limit = limit_of(getpid(), "Max open files");
-  Finding found{"machine", "descriptors", Level::kOk, limit == kNone ? "Descriptors are not limited." : fmt::format("Programs may have {} descriptors (RLIMIT_NOFILE).", limit),
-                "", {{"limit", fact_of(limit)}}};
+  Finding found{"machine",
+                "descriptors",
+                Level::kOk,
+                limit == kNone ? "Descriptors are not limited."
+                               : fmt::format("Programs may have {} descriptors (RLIMIT_NOFILE).", limit),
+                "",
+                {{"limit", fact_of(limit)}}};
   if (limit >= kFew) return found;
   found.level = Level::kWarn;
-  found.sentence = fmt::format("Programs may have {} descriptors only (RLIMIT_NOFILE); the library needs some of them, and without stays on TCP (no-fds).", limit);
+  found.sentence = fmt::format(
+      "Programs may have {} descriptors only (RLIMIT_NOFILE); the library needs some of them, and without stays on TCP "
+      "(no-fds).",
+      limit);
   found.remedy = "Raise the limit: ulimit -n 1024 (systemd: LimitNOFILE=).";
   return found;
 }
@@ -226,20 +259,35 @@ Finding check_memory(const Settings& settings) {
   const std::uint64_t each = channel_bytes(settings.ring_bytes);
   const std::uint64_t mappings = strtoull(read_whole("/proc/sys/vm/max_map_count").c_str(), nullptr, 10);
   const std::uint64_t streams = share == kNone ? kSlots : std::min<std::uint64_t>(kSlots, share / each);
-  Finding found{"machine", "memory", Level::kOk, "", "",
-                {{"address_space_bytes", fact_of(addresses)}, {"cgroup_bytes", fact_of(group)}, {"max_map_count", fact_of(mappings)},
+  Finding found{"machine",
+                "memory",
+                Level::kOk,
+                "",
+                "",
+                {{"address_space_bytes", fact_of(addresses)},
+                 {"cgroup_bytes", fact_of(group)},
+                 {"max_map_count", fact_of(mappings)},
                  {"streams", fact_of(streams)}}};
   constexpr std::uint64_t kFewStreams = 64, kFewMappings = 16384;
   if (streams < kFewStreams) {
     found.level = Level::kWarn;
-    found.sentence = fmt::format("The limits of memory leave room for {} connections with full rings ({} KiB each); others stay on TCP (no-memory).", streams, each >> 10);
-    found.remedy = "Raise RLIMIT_AS (ulimit -v) or the memory cgroup's limit, or take smaller rings: MPKLINK_RING_KIB=16.";
+    found.sentence = fmt::format(
+        "The limits of memory leave room for {} connections with full rings ({} KiB each); others stay on TCP "
+        "(no-memory).",
+        streams, each >> 10);
+    found.remedy =
+        "Raise RLIMIT_AS (ulimit -v) or the memory cgroup's limit, or take smaller rings: MPKLINK_RING_KIB=16.";
   } else if (mappings != 0 && mappings < kFewMappings) {
     found.level = Level::kWarn;
-    found.sentence = fmt::format("vm.max_map_count is {}: a process with many connections runs out of mappings, and they stay on TCP (no-memory).", mappings);
+    found.sentence = fmt::format(
+        "vm.max_map_count is {}: a process with many connections runs out of mappings, and they stay on TCP "
+        "(no-memory).",
+        mappings);
     found.remedy = "sysctl vm.max_map_count=65530";
   } else {
-    found.sentence = share == kNone ? "Memory is not limited." : fmt::format("The limits of memory leave room for {} connections with full rings.", streams);
+    found.sentence = share == kNone
+                         ? "Memory is not limited."
+                         : fmt::format("The limits of memory leave room for {} connections with full rings.", streams);
   }
   return found;
 }
@@ -260,13 +308,18 @@ Finding check_processors() {
   CPU_ZERO(&set);
   const int usable = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
   const double quota = cpu_quota();
-  Finding found{"machine", "processors", Level::kOk, fmt::format("{} CPUs are usable.", usable), "",
-                {{"usable", std::int64_t{usable}}, {"quota_percent", static_cast<std::int64_t>(quota * 100)}}};
+  Finding found{
+      "machine",  "processors",
+      Level::kOk, fmt::format("{} CPUs are usable.", usable),
+      "",         {{"usable", std::int64_t{usable}}, {"quota_percent", static_cast<std::int64_t>(quota * 100)}}};
   if (usable > 1 && (quota == 0 || quota > 1)) return found;
   found.level = Level::kNote;
-  found.sentence = usable == 1 ? "One CPU is usable: both ends take turns on it and never spin. Expect round trips some 2 times as fast as TCP's; with two CPUs, 20 times."
-                               : fmt::format("The CPU quota is {:.2g} CPUs: two ends that spin for each other use it up.", quota);
-  found.remedy = usable == 1 ? "Give the programs a second CPU (taskset, cpuset), if there is one." : "MPKLINK_SPIN_US=0 never spins; or raise the quota.";
+  found.sentence =
+      usable == 1 ? "One CPU is usable: both ends take turns on it and never spin. Expect round trips some 2 times as "
+                    "fast as TCP's; with two CPUs, 20 times."
+                  : fmt::format("The CPU quota is {:.2g} CPUs: two ends that spin for each other use it up.", quota);
+  found.remedy = usable == 1 ? "Give the programs a second CPU (taskset, cpuset), if there is one."
+                             : "MPKLINK_SPIN_US=0 never spins; or raise the quota.";
   return found;
 }
 
@@ -274,8 +327,14 @@ Finding check_processors() {
 
 Findings check_machine(const Settings& settings) {
   const int seccomp = seccomp_mode();
-  return {check_guard(settings, seccomp == 2), check_kernel(),        check_calls(seccomp),        check_identity(),
-          check_secret(settings),              check_descriptors(), check_memory(settings), check_processors()};
+  return {check_guard(settings, seccomp == 2),
+          check_kernel(),
+          check_calls(seccomp),
+          check_identity(),
+          check_secret(settings),
+          check_descriptors(),
+          check_memory(settings),
+          check_processors()};
 }
 
 }  // namespace mpklink

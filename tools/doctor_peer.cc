@@ -8,20 +8,23 @@
 
 #include "tools/text.h"
 
-
 namespace mpklink {
 
-std::string Peer::title() const { return fmt::format("{} (pid {})", program.empty() ? "?" : printable(program), pid); }
+std::string Peer::title() const {
+  return fmt::format("{} (pid {})", program.empty() ? "?" : printable(program), pid);
+}
 
 Neighbourhood::Neighbourhood() : processes_(StatusReader().read()) {
   for (std::size_t i = 0; i < processes_.size(); ++i) {
     if (!processes_[i].content) continue;
-    for (const Stream& row : processes_[i].content->streams) rows_[{processes_[i].process.network, {row.local, row.peer}}] = {i, &row};
+    for (const Stream& row : processes_[i].content->streams)
+      rows_[{processes_[i].process.network, {row.local, row.peer}}] = {i, &row};
   }
 }
 
 const ProcessStatus* Neighbourhood::status_of(pid_t pid) const {
-  const auto found = std::find_if(processes_.begin(), processes_.end(), [pid](const ProcessStatus& p) { return p.process.pid == pid; });
+  const auto found = std::find_if(processes_.begin(), processes_.end(),
+                                  [pid](const ProcessStatus& p) { return p.process.pid == pid; });
   return found == processes_.end() ? nullptr : &*found;
 }
 
@@ -82,25 +85,28 @@ Explanation explain_peer(const Peer& peer, const ProcessFacts& process) {
   }
   std::string about = fmt::format("The other end is {}, which has the library", peer.title());
   if (settings_of(other.environment).disabled) {
-    return {about + ", switched off by MPKLINK_DISABLE.", "Take MPKLINK_DISABLE from its environment. " + restart_advice(other), "peer-absent"};
+    return {about + ", switched off by MPKLINK_DISABLE.",
+            "Take MPKLINK_DISABLE from its environment. " + restart_advice(other), "peer-absent"};
   }
   const bool versions_known = peer.version.layout != 0 && process.version.layout != 0;
   if (versions_known && peer.version.layout != process.version.layout) {
     const bool other_is_older = peer.version.layout < process.version.layout;
     const ProcessFacts& older = other_is_older ? other : process;
-    return {fmt::format("{}, in version {} (memory layout {}); this end has version {} (memory layout {}).", about, peer.version.text, peer.version.layout,
-                        process.version.text, process.version.layout),
+    return {fmt::format("{}, in version {} (memory layout {}); this end has version {} (memory layout {}).", about,
+                        peer.version.text, peer.version.layout, process.version.text, process.version.layout),
             restart_advice(older), "peer-version"};
   }
   about += ".";
-  if (other.uid != process.uid) about += fmt::format(" It runs as {}, this end as {}.", user_name(other.uid), user_name(process.uid));
+  if (other.uid != process.uid)
+    about += fmt::format(" It runs as {}, this end as {}.", user_name(other.uid), user_name(process.uid));
   return {about, ""};
 }
 
 Explanation explain_port(const Stream& stream, const Peer& peer, const ProcessFacts& process) {
   const std::uint16_t port = stream.connector ? stream.peer.port : stream.local.port;
   const auto explain = [port](const ProcessFacts& end) {
-    return Explanation{fmt::format("MPKLINK_PORTS={} of {} does not allow port {}.", printable(end.variable("MPKLINK_PORTS")), end.title(), port),
+    return Explanation{fmt::format("MPKLINK_PORTS={} of {} does not allow port {}.",
+                                   printable(end.variable("MPKLINK_PORTS")), end.title(), port),
                        "Change MPKLINK_PORTS there. " + restart_advice(end), "ports"};
   };
   if (!settings_of(process.environment).port_allowed(port)) return explain(process);

@@ -14,14 +14,14 @@ namespace mpklink {
 constexpr uid_t kNobodys = static_cast<uid_t>(-1);
 
 struct Peer {
-  bool known = false;        // we know which process it is, and may look into it
-  pid_t pid = 0;             // 0: we do not know
+  bool known = false;  // we know which process it is, and may look into it
+  pid_t pid = 0;       // 0: we do not know
   std::string program;
-  uid_t uid = kNobodys;      // of its socket; kNobodys: there is none (it has ended, or is elsewhere)
+  uid_t uid = kNobodys;  // of its socket; kNobodys: there is none (it has ended, or is elsewhere)
   bool has_library = false;
   LibraryVersion version;
   std::string other_namespaces;  // those that it does not share with this end
-  std::optional<Stream> row;  // how that end sees the connection
+  std::optional<Stream> row;     // how that end sees the connection
   std::string title() const;
 };
 
@@ -49,7 +49,8 @@ class Neighbourhood {
   mutable std::map<pid_t, std::map<Ends, TcpSocket>> sockets_;
 };
 
-/// What there is to say of the other end of a connection that `process` has, and what to do where it keeps connections on TCP.
+/// What there is to say of the other end of a connection that `process` has, and what to do where it keeps connections
+/// on TCP.
 Explanation explain_peer(const Peer& peer, const ProcessFacts& process);
 
 /// Do the settings of one of the ends exclude the port? What there is to say then.

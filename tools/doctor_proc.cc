@@ -18,12 +18,11 @@
 
 #include "tools/text.h"
 
-
 namespace mpklink {
 namespace {
 
 constexpr std::uint64_t kNone = ~std::uint64_t{0};
-constexpr unsigned long kKernelThread = 0x00200000;  // PF_KTHREAD, include/linux/sched.h
+constexpr unsigned long kKernelThread = 0x00200000;           // PF_KTHREAD, include/linux/sched.h
 constexpr std::uint64_t kUnlimited = std::uint64_t{1} << 62;  // cgroups of version 1 have a number for none
 constexpr std::size_t kMostBytes = std::size_t{64} << 20;
 constexpr char kDeleted[] = " (deleted)";
@@ -75,7 +74,8 @@ bool is_library(const std::string& path) {
   return file.rfind("libmpklink", 0) == 0 && file.find(".so") != std::string::npos;
 }
 
-/// The first mapping of a file that is the library, from the text of /proc/PID/maps: range, rights, offset, device, inode, path.
+/// The first mapping of a file that is the library, from the text of /proc/PID/maps: range, rights, offset, device,
+/// inode, path.
 MappedLibrary find_library_in(const std::string& maps, pid_t pid) {
   std::istringstream lines(maps);
   for (std::string line; std::getline(lines, line);) {
@@ -103,7 +103,8 @@ std::string read_whole(const std::string& path) {
   std::string text;
   char buffer[16384];
   ssize_t n = 0;
-  while (text.size() < kMostBytes && (n = read(fd, buffer, sizeof buffer)) > 0) text.append(buffer, static_cast<std::size_t>(n));
+  while (text.size() < kMostBytes && (n = read(fd, buffer, sizeof buffer)) > 0)
+    text.append(buffer, static_cast<std::size_t>(n));
   const int error = n < 0 ? errno : 0;
   close(fd);
   errno = error;
@@ -116,9 +117,13 @@ std::string read_link(const std::string& path) {
   return n > 0 ? std::string(target, static_cast<std::size_t>(n)) : std::string();
 }
 
-std::string proc_path(pid_t pid, const std::string& name) { return fmt::format("/proc/{}/{}", pid, name); }
+std::string proc_path(pid_t pid, const std::string& name) {
+  return fmt::format("/proc/{}/{}", pid, name);
+}
 
-std::string ProcessFacts::title() const { return fmt::format("{} (pid {})", name.empty() ? "?" : printable(name), pid); }
+std::string ProcessFacts::title() const {
+  return fmt::format("{} (pid {})", name.empty() ? "?" : printable(name), pid);
+}
 
 std::string ProcessFacts::variable(const std::string& wanted) const {
   for (const std::string& entry : environment) {
@@ -158,14 +163,16 @@ ProcessFacts look_at(pid_t pid) {
   return p;
 }
 
-std::string namespace_of(pid_t pid, const std::string& kind) { return read_link(proc_path(pid, "ns/" + kind)); }
+std::string namespace_of(pid_t pid, const std::string& kind) {
+  return read_link(proc_path(pid, "ns/" + kind));
+}
 
 std::string different_namespaces(pid_t a, pid_t b) {
   std::string different;
   for (const char* kind : {"net", "pid", "user", "mnt"}) {
     const std::string one = namespace_of(a, kind), other = namespace_of(b, kind);
-    const char* word = one.empty() || other.empty() ? "?" : one != other ? kind : "";
-    if (*word != '\0') different += fmt::format("{}{}", different.empty() ? "" : ", ", word);
+    if (one.empty() || other.empty()) return "?";
+    if (one != other) different += fmt::format("{}{}", different.empty() ? "" : ", ", kind);
   }
   return different;
 }
@@ -263,8 +270,9 @@ std::vector<pid_t> all_pids() {
 std::string restart_advice(const ProcessFacts& process) {
   const std::string service = service_of(process.pid);
   if (!service.empty()) {
-    return fmt::format("Give {} the lines that 'mpklink env --help' shows for a unit (systemctl edit {}), then: systemctl restart {}",
-                       service, service, service);
+    return fmt::format(
+        "Give {} the lines that 'mpklink env --help' shows for a unit (systemctl edit {}), then: systemctl restart {}",
+        service, service, service);
   }
   std::string words;
   bool exact = true;

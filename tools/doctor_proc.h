@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What /proc says of a process. Everything may vanish between two looks, and what belongs to others may be closed to us.
+// What /proc says of a process. Everything may vanish between two looks, and what belongs to others may be closed to
+// us.
 #pragma once
 #include <sys/types.h>
 
@@ -18,9 +19,9 @@ std::string proc_path(pid_t pid, const std::string& name);
 
 /// The library in a process's address space.
 struct MappedLibrary {
-  std::string path;        // as the kernel names it, without " (deleted)"; empty: not mapped
-  bool replaced = false;   // the file of that name is another one by now, or gone
-  std::string file;        // where its bytes can be read from here: through /proc; may fail to open
+  std::string path;       // as the kernel names it, without " (deleted)"; empty: not mapped
+  bool replaced = false;  // the file of that name is another one by now, or gone
+  std::string file;       // where its bytes can be read from here: through /proc; may fail to open
 };
 
 struct LibraryVersion {
@@ -33,13 +34,13 @@ LibraryVersion library_version(const std::string& path);
 struct ProcessFacts {
   enum class Kind { kGone, kKernelThread, kZombie, kClosed, kOpen } kind = Kind::kGone;
   pid_t pid = 0;
-  std::string name;                       // its comm
-  std::vector<std::string> words;         // its command line
-  std::string program;                    // /proc/PID/exe, without " (deleted)"
+  std::string name;                // its comm
+  std::vector<std::string> words;  // its command line
+  std::string program;             // /proc/PID/exe, without " (deleted)"
   std::map<std::string, std::string> status;
-  uid_t uid = 0;                          // effective
+  uid_t uid = 0;  // effective
   // Only of kOpen:
-  std::vector<std::string> environment;   // as it was started with
+  std::vector<std::string> environment;  // as it was started with
   MappedLibrary library;
   LibraryVersion version;
 
@@ -53,7 +54,8 @@ ProcessFacts look_at(pid_t pid);
 
 /// `net:[4026531840]` and the like; "" when we may not see it.
 std::string namespace_of(pid_t pid, const std::string& kind);
-/// "net, pid": the namespaces (of net, pid, user and mnt) in which two processes are not together; "?" among them: we may not see it.
+/// "net, pid": the namespaces (of net, pid, user and mnt) in which two processes are not together; "?": we may not see
+/// them.
 std::string different_namespaces(pid_t a, pid_t b);
 /// Was it started in secure mode (AT_SECURE), in which ld.so ignores LD_PRELOAD? -1: not known.
 int secure_mode(pid_t pid);

@@ -25,7 +25,8 @@ std::map<std::string, std::string> values_of(const std::vector<std::string>& env
   std::map<std::string, std::string> values;
   for (const std::string& entry : environment) {
     const std::size_t equals = entry.find('=');
-    if (entry.rfind("MPKLINK_", 0) == 0 && equals != std::string::npos) values.emplace(entry.substr(0, equals), entry.substr(equals + 1));
+    if (entry.rfind("MPKLINK_", 0) == 0 && equals != std::string::npos)
+      values.emplace(entry.substr(0, equals), entry.substr(equals + 1));
   }
   return values;
 }
@@ -38,19 +39,24 @@ Settings parse(std::map<std::string, std::string> values, std::vector<Mistake>* 
         const auto found = g_values->find(name);
         return found == g_values->end() ? nullptr : found->second.c_str();
       },
-      [](const char* name, const char* value, const char* expected) { g_mistakes->push_back({name, value, expected}); });
+      [](const char* name, const char* value, const char* expected) {
+        g_mistakes->push_back({name, value, expected});
+      });
 }
 
 Finding misunderstood(const std::string& section, const Mistake& mistake) {
   const char* used = mistake.variable == "MPKLINK_PEERS" ? "same-uid" : "its default";
-  return {section, "settings", Level::kWarn,
+  return {section,
+          "settings",
+          Level::kWarn,
           fmt::format("{}={} is not understood, and {} is used.", mistake.variable, printable(mistake.value), used),
-          fmt::format("Set {} to {}.", mistake.variable, mistake.expected), {{"variable", mistake.variable}, {"value", mistake.value}}};
+          fmt::format("Set {} to {}.", mistake.variable, mistake.expected),
+          {{"variable", mistake.variable}, {"value", mistake.value}}};
 }
 
 /// A variable that nobody reads and that looks like one that somebody does.
 void add_typos(const std::string& section, const std::map<std::string, std::string>& values, Findings* findings) {
-  constexpr std::size_t kShortestTypo = 4;  // shorter words are near to everything
+  constexpr std::size_t kShortestTypo = 4;                 // shorter words are near to everything
   std::vector<std::string> known = {"LIBRARY", "CONFIG"};  // the tool's own
   for (const Setting& setting : kSettings) known.push_back(variable_of(setting).substr(strlen("MPKLINK_")));
   for (const auto& [name, value] : values) {
@@ -58,30 +64,52 @@ void add_typos(const std::string& section, const std::map<std::string, std::stri
     if (std::find(known.begin(), known.end(), word) != known.end()) continue;
     const std::string meant = nearest(word, known);
     if (meant.empty() || word.size() < kShortestTypo) continue;
-    findings->push_back({section, "settings", Level::kWarn, fmt::format("{} is no setting, and nobody reads it.", printable(name)),
-                         fmt::format("Did you mean MPKLINK_{}?", meant), {{"variable", name}, {"value", value}}});
+    findings->push_back({section,
+                         "settings",
+                         Level::kWarn,
+                         fmt::format("{} is no setting, and nobody reads it.", printable(name)),
+                         fmt::format("Did you mean MPKLINK_{}?", meant),
+                         {{"variable", name}, {"value", value}}});
   }
 }
 
-void add_restrictions(const std::string& section, const Settings& settings, const std::map<std::string, std::string>& values, Findings* findings) {
+void add_restrictions(const std::string& section, const Settings& settings,
+                      const std::map<std::string, std::string>& values, Findings* findings) {
   const auto value = [&](const char* name) { return values.count(name) != 0 ? values.at(name) : std::string(); };
   const std::string rules = value("MPKLINK_RULES");
   const std::string problem = rules.empty() ? "" : value_problem(*find_setting("rules"), rules);
   if (!problem.empty()) {
-    findings->push_back({section, "settings", Level::kWarn, fmt::format("MPKLINK_RULES={} is not understood: {}.", printable(rules), problem),
-                         "mpklink rules check", {{"variable", std::string("MPKLINK_RULES")}, {"value", rules}}});
+    findings->push_back({section,
+                         "settings",
+                         Level::kWarn,
+                         fmt::format("MPKLINK_RULES={} is not understood: {}.", printable(rules), problem),
+                         "mpklink rules check",
+                         {{"variable", std::string("MPKLINK_RULES")}, {"value", rules}}});
   }
   if (settings.disabled) {
-    findings->push_back({section, "settings", Level::kFail, "MPKLINK_DISABLE switches the library off.", "unset MPKLINK_DISABLE",
+    findings->push_back({section,
+                         "settings",
+                         Level::kFail,
+                         "MPKLINK_DISABLE switches the library off.",
+                         "unset MPKLINK_DISABLE",
                          {{"variable", std::string("MPKLINK_DISABLE")}, {"value", value("MPKLINK_DISABLE")}}});
   }
   if (settings.port_count > 0) {
-    findings->push_back({section, "settings", Level::kNote, fmt::format("MPKLINK_PORTS={}: connections of other ports stay on TCP.", printable(value("MPKLINK_PORTS"))),
-                         "", {{"variable", std::string("MPKLINK_PORTS")}, {"value", value("MPKLINK_PORTS")}}});
+    findings->push_back(
+        {section,
+         "settings",
+         Level::kNote,
+         fmt::format("MPKLINK_PORTS={}: connections of other ports stay on TCP.", printable(value("MPKLINK_PORTS"))),
+         "",
+         {{"variable", std::string("MPKLINK_PORTS")}, {"value", value("MPKLINK_PORTS")}}});
   }
   if (settings.peers == PeerPolicy::kAny) {
-    findings->push_back({section, "settings", Level::kWarn, "MPKLINK_PEERS=any shares memory with whoever answers, also with a squatter: it is for tests.",
-                         "unset MPKLINK_PEERS", {{"variable", std::string("MPKLINK_PEERS")}, {"value", std::string("any")}}});
+    findings->push_back({section,
+                         "settings",
+                         Level::kWarn,
+                         "MPKLINK_PEERS=any shares memory with whoever answers, also with a squatter: it is for tests.",
+                         "unset MPKLINK_PEERS",
+                         {{"variable", std::string("MPKLINK_PEERS")}, {"value", std::string("any")}}});
   }
 }
 
@@ -101,7 +129,11 @@ Findings check_settings(const std::vector<std::string>& environment, const std::
   add_typos(section, values, &findings);
   add_restrictions(section, settings, values, &findings);
   if (findings.empty()) {
-    findings.push_back({section, "settings", Level::kOk, values.empty() ? "No setting is changed: the defaults hold." : "The settings are understood.", "",
+    findings.push_back({section,
+                        "settings",
+                        Level::kOk,
+                        values.empty() ? "No setting is changed: the defaults hold." : "The settings are understood.",
+                        "",
                         {{"variable", std::string()}, {"value", std::string()}}});
   }
   return findings;

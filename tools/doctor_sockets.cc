@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "tools/doctor_sockets.h"
 
-#include <netinet/in.h>
 #include <dirent.h>
+#include <netinet/in.h>
 
 #include <algorithm>
 #include <cstring>
@@ -49,7 +49,8 @@ bool is_loopback(const Endpoint& endpoint) {
 
 bool is_wildcard(const Endpoint& endpoint) {
   const std::size_t from = is_ipv4(endpoint.address) ? 12 : 0;
-  return std::all_of(endpoint.address.begin() + from, endpoint.address.end(), [](std::uint8_t byte) { return byte == 0; });
+  return std::all_of(endpoint.address.begin() + from, endpoint.address.end(),
+                     [](std::uint8_t byte) { return byte == 0; });
 }
 
 std::vector<TcpSocket> sockets_of(pid_t pid) {

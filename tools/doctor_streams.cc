@@ -18,17 +18,23 @@ namespace {
 
 constexpr std::size_t kMostNamed = 4;  // connections of a group that are named; the others are counted
 
-std::string stream_text(const Stream& s) { return fmt::format("{} -> {}", endpoint_text(s.local), endpoint_text(s.peer)); }
+std::string stream_text(const Stream& s) {
+  return fmt::format("{} -> {}", endpoint_text(s.local), endpoint_text(s.peer));
+}
 
 /// The end of a connection that is of no use to whom it is told to is a note only.
-bool can_be_helped(const std::string& remedy) { return remedy.rfind("None", 0) != 0; }
+bool can_be_helped(const std::string& remedy) {
+  return remedy.rfind("None", 0) != 0;
+}
 
 // ---- the guard ----
 
 Finding check_guard_of(const PageContent& page, const ProcessFacts& process) {
   static const char* const kNames[] = {"undecided", "off", "pkey", "mprotect", "refused"};
   const bool known = page.guard < std::size(kNames);
-  Finding found{"process", "guard", Level::kOk, "", "", {{"guard", std::string(known ? kNames[page.guard] : "?")}, {"guard_why", page.guard_why}}};
+  Finding found{"process",  "guard",
+                Level::kOk, "",
+                "",         {{"guard", std::string(known ? kNames[page.guard] : "?")}, {"guard_why", page.guard_why}}};
   const Explanation why = explain_no_guard(page.guard_why);
   switch (page.guard) {
     case 0:
@@ -49,8 +55,9 @@ Finding check_guard_of(const PageContent& page, const ProcessFacts& process) {
       break;
     default:
       found.level = Level::kFail;
-      found.sentence = fmt::format("It demands a guard (MPKLINK_GUARD={}) and there is none ({}), so its connections stay on TCP. {}",
-                                   printable(process.variable("MPKLINK_GUARD")), printable(page.guard_why), why.sentence);
+      found.sentence = fmt::format(
+          "It demands a guard (MPKLINK_GUARD={}) and there is none ({}), so its connections stay on TCP. {}",
+          printable(process.variable("MPKLINK_GUARD")), printable(page.guard_why), why.sentence);
       found.remedy = why.remedy.empty() ? "Set MPKLINK_GUARD=auto." : why.remedy;
   }
   return found;
@@ -67,21 +74,32 @@ using Key = std::tuple<RowMode, std::uint32_t, std::uint16_t, pid_t>;
 
 Key key_of(const Stream& stream, const Peer& peer) {
   const RowMode mode = stream.mode == RowMode::kUpgrading ? RowMode::kCandidate : stream.mode;
-  return {mode, mode == RowMode::kPlain ? stream.reason : 0, stream.connector ? stream.peer.port : stream.local.port, peer.pid};
+  return {mode, mode == RowMode::kPlain ? stream.reason : 0, stream.connector ? stream.peer.port : stream.local.port,
+          peer.pid};
 }
 
 std::string named(const std::vector<const Stream*>& streams) {
   std::string text;
-  for (std::size_t i = 0; i < std::min(streams.size(), kMostNamed); ++i) text += (i == 0 ? "" : ", ") + stream_text(*streams[i]);
+  for (std::size_t i = 0; i < std::min(streams.size(), kMostNamed); ++i)
+    text += (i == 0 ? "" : ", ") + stream_text(*streams[i]);
   return streams.size() > kMostNamed ? fmt::format("{} and {} more", text, streams.size() - kMostNamed) : text;
 }
 
 Facts group_facts(const Group& group, const std::string& mode, const std::string& reason) {
   const Stream& first = *group.streams.front();
-  return {{"mode", mode}, {"reason", reason}, {"count", static_cast<std::int64_t>(group.streams.size())}, {"local", endpoint_text(first.local)},
-          {"peer", endpoint_text(first.peer)}, {"fd", std::int64_t{first.fd}}, {"peer_pid", std::int64_t{group.peer.pid}},
-          {"peer_program", group.peer.program}, {"peer_uid", group.peer.uid == kNobodys ? std::int64_t{-1} : std::int64_t{group.peer.uid}}, {"peer_other_namespaces", group.peer.other_namespaces}, {"peer_library", group.peer.has_library},
-          {"peer_version", group.peer.version.text}, {"peer_layout", std::int64_t{group.peer.version.layout}}};
+  return {{"mode", mode},
+          {"reason", reason},
+          {"count", static_cast<std::int64_t>(group.streams.size())},
+          {"local", endpoint_text(first.local)},
+          {"peer", endpoint_text(first.peer)},
+          {"fd", std::int64_t{first.fd}},
+          {"peer_pid", std::int64_t{group.peer.pid}},
+          {"peer_program", group.peer.program},
+          {"peer_uid", group.peer.uid == kNobodys ? std::int64_t{-1} : std::int64_t{group.peer.uid}},
+          {"peer_other_namespaces", group.peer.other_namespaces},
+          {"peer_library", group.peer.has_library},
+          {"peer_version", group.peer.version.text},
+          {"peer_layout", std::int64_t{group.peer.version.layout}}};
 }
 
 /// Does this reason come from the other end, so that what is known of that helps?
@@ -93,7 +111,8 @@ bool is_about_peer(std::uint32_t reason) {
 Finding explain_plain(const Group& group, std::uint32_t reason, const ProcessFacts& process) {
   const std::string slug = reason_slug(reason);
   Finding found{"streams", slug, Level::kWarn, "", reason_remedy(reason), group_facts(group, "plain", slug)};
-  found.sentence = fmt::format("{} stay{} on TCP: {}", named(group.streams), group.streams.size() == 1 ? "s" : "", reason_sentence(reason));
+  found.sentence = fmt::format("{} stay{} on TCP: {}", named(group.streams), group.streams.size() == 1 ? "s" : "",
+                               reason_sentence(reason));
   if (!can_be_helped(found.remedy)) found.level = Level::kNote;
   if (is_about_peer(reason)) {
     const Explanation about = explain_peer(group.peer, process);
@@ -118,8 +137,10 @@ Finding explain_candidates(const Group& group, const ProcessFacts& process) {
     found.remedy = about.remedy;
     return found;
   }
-  found.sentence = fmt::format("{} move{} to shared memory when a few messages have gone over {}.", named(group.streams), s, *s != '\0' ? "it" : "them");
-  if (group.peer.known) found.sentence += fmt::format(" The other end is {}, which has the library.", group.peer.title());
+  found.sentence = fmt::format("{} move{} to shared memory when a few messages have gone over {}.",
+                               named(group.streams), s, *s != '\0' ? "it" : "them");
+  if (group.peer.known)
+    found.sentence += fmt::format(" The other end is {}, which has the library.", group.peer.title());
   return found;
 }
 
@@ -151,10 +172,16 @@ Findings check_connections(const PageContent& page, const ProcessFacts& process,
   }
   Findings findings;
   for (const auto& [key, group] : groups) findings.push_back(explain(key, group, process));
-  std::stable_sort(findings.begin(), findings.end(), [](const Finding& a, const Finding& b) { return a.level > b.level; });
-  if (groups.empty()) findings.push_back({"streams", "none", Level::kOk, "It has no TCP connection at the moment.", "", {}});
+  std::stable_sort(findings.begin(), findings.end(),
+                   [](const Finding& a, const Finding& b) { return a.level > b.level; });
+  if (groups.empty())
+    findings.push_back({"streams", "none", Level::kOk, "It has no TCP connection at the moment.", "", {}});
   if (page.rows_missing > 0) {
-    findings.push_back({"streams", "not-shown", Level::kNote, fmt::format("{} more connections have no row on its status page.", page.rows_missing), "",
+    findings.push_back({"streams",
+                        "not-shown",
+                        Level::kNote,
+                        fmt::format("{} more connections have no row on its status page.", page.rows_missing),
+                        "",
                         {{"count", std::int64_t{page.rows_missing}}}});
   }
   return findings;
@@ -170,9 +197,15 @@ Findings check_live(ProcessFacts* process) {
     return {{"streams", "none", Level::kOk, "It has made no TCP connection so far.", "", {}}};
   }
   if (!status->content) {
-    return {{"streams", "version", Level::kNote,
-             fmt::format("Its status page is of version {}, and this mpklink reads version {}: its connections cannot be shown.", status->version, kStatusVersion),
-             "Use the mpklink that came with its library, or: " + restart_advice(*process), {{"version", std::int64_t{status->version}}}}};
+    return {
+        {"streams",
+         "version",
+         Level::kNote,
+         fmt::format(
+             "Its status page is of version {}, and this mpklink reads version {}: its connections cannot be shown.",
+             status->version, kStatusVersion),
+         "Use the mpklink that came with its library, or: " + restart_advice(*process),
+         {{"version", std::int64_t{status->version}}}}};
   }
   process->version = {status->content->library_version, status->content->layout_version};
   Findings findings = {check_guard_of(*status->content, *process)};
@@ -187,8 +220,11 @@ Findings check_visit(pid_t visitor, std::uint16_t from, const Endpoint& to) {
   const auto fail = [&](const std::string& sentence, const std::string& remedy) {
     return Finding{"connection", "library", Level::kFail, sentence, remedy, {{"peer", endpoint_text(to)}}};
   };
-  if (client.library.path.empty()) return {fail("The library did not get into the client of this test.", "mpklink doctor")};
-  if (status == nullptr || !status->content) return {fail("The library in the client of this test did not follow its connection.", "Unset MPKLINK_DISABLE; then: mpklink doctor")};
+  if (client.library.path.empty())
+    return {fail("The library did not get into the client of this test.", "mpklink doctor")};
+  if (status == nullptr || !status->content)
+    return {fail("The library in the client of this test did not follow its connection.",
+                 "Unset MPKLINK_DISABLE; then: mpklink doctor")};
   client.version = {status->content->library_version, status->content->layout_version};
   for (const Stream& stream : status->content->streams) {
     if (stream.local.port != from || stream.peer.port != to.port) continue;
@@ -202,7 +238,8 @@ Findings check_visit(pid_t visitor, std::uint16_t from, const Endpoint& to) {
     for (Finding& f : findings) f.section = "connection";
     return findings;
   }
-  return {fail("The client's connection is on no status page.", "Please report it, with the output of: mpklink doctor")};
+  return {
+      fail("The client's connection is on no status page.", "Please report it, with the output of: mpklink doctor")};
 }
 
 }  // namespace mpklink

@@ -6,7 +6,8 @@
 
 namespace mpklink {
 
-/// Of a process that has the library: its guard, and its connections. Adds to process->version what its status page says.
+/// Of a process that has the library: its guard, and its connections. Adds to process->version what its status page
+/// says.
 Findings check_live(ProcessFacts* process);
 
 /// Of the connection that `visitor` has made from its port `from` to `to`, as both ends see it.

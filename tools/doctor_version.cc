@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Reads the note that preload/version_note.cc puts into the library. The file is input: nothing in it is believed unchecked.
+// Reads the note that preload/version_note.cc puts into the library. The file is input: nothing in it is believed
+// unchecked.
 #include <elf.h>
 
 #include <cstring>
@@ -21,7 +22,9 @@ bool copy_from(const std::string& bytes, std::uint64_t at, T* out) {
   return true;
 }
 
-std::uint64_t padded(std::uint64_t n) { return (n + 3) & ~std::uint64_t{3}; }
+std::uint64_t padded(std::uint64_t n) {
+  return (n + 3) & ~std::uint64_t{3};
+}
 
 /// Among the notes in [at, end), all of alignment 4.
 bool find_note(const std::string& bytes, std::uint64_t at, std::uint64_t end, Description* out) {
@@ -29,7 +32,8 @@ bool find_note(const std::string& bytes, std::uint64_t at, std::uint64_t end, De
   while (at < end && copy_from(bytes, at, &note)) {
     const std::uint64_t name = at + sizeof note, description = name + padded(note.n_namesz);
     char found[8];
-    const bool ours = note.n_namesz == sizeof found && copy_from(bytes, name, &found) && memcmp(found, "mpklink", sizeof found) == 0;
+    const bool ours =
+        note.n_namesz == sizeof found && copy_from(bytes, name, &found) && memcmp(found, "mpklink", sizeof found) == 0;
     if (ours && note.n_descsz >= sizeof *out) return copy_from(bytes, description, out);
     at = description + padded(note.n_descsz);
   }
@@ -41,7 +45,8 @@ bool find_note(const std::string& bytes, std::uint64_t at, std::uint64_t end, De
 LibraryVersion library_version(const std::string& path) {
   const std::string bytes = read_whole(path);
   Elf64_Ehdr eh;
-  if (!copy_from(bytes, 0, &eh) || memcmp(eh.e_ident, ELFMAG, SELFMAG) != 0 || eh.e_phentsize != sizeof(Elf64_Phdr)) return {};
+  if (!copy_from(bytes, 0, &eh) || memcmp(eh.e_ident, ELFMAG, SELFMAG) != 0 || eh.e_phentsize != sizeof(Elf64_Phdr))
+    return {};
   for (unsigned i = 0; i < eh.e_phnum; ++i) {
     Elf64_Phdr ph;
     Description found;
