@@ -106,6 +106,12 @@ bool addresses_of(int fd, Addresses* addresses) {
          ::getpeername(fd, reinterpret_cast<sockaddr*>(&addresses->peer), &peer_size) == 0;
 }
 
+bool may_be_loopback(const sockaddr_storage& address) {
+  Endpoint e;
+  static constexpr unsigned char kAny[16] = {};
+  return endpoint_of(address, &e) && (is_loopback(e) || memcmp(e.bytes, kAny, sizeof kAny) == 0);
+}
+
 std::uint16_t server_port(const Stream* s, const Addresses& addresses) {
   Endpoint server;
   return endpoint_of(s->connector ? addresses.peer : addresses.local, &server) ? server.port : 0;
@@ -117,7 +123,20 @@ bool eligible(const Stream* s, const Addresses& addresses, Reason* reason) {
   if (!endpoint_of(addresses.local, &local) || !endpoint_of(addresses.peer, &peer)) return false;
   if (!same_address(local, peer) && !(is_loopback(local) && is_loopback(peer))) return false;
   *reason = Reason::kPorts;
-  return process().settings.port_allowed(s->connector ? peer.port : local.port);
+  if (!process().settings.port_allowed(s->connector ? peer.port : local.port)) return false;
+  *reason = Reason::kRule;
+  return rules_allow(s, addresses, nullptr);
+}
+
+bool rules_allow(const Stream* s, const Addresses& addresses, const std::uint32_t* uid) {
+  const Rules& rules = process().rules;
+  Endpoint server;
+  if (rules.count == 0 || !endpoint_of(s->connector ? addresses.peer : addresses.local, &server)) return true;
+  RuleQuestion question = {{}, server.port, !s->connector, uid != nullptr, uid != nullptr ? *uid : 0};
+  const bool v4 = server.family == AF_INET;
+  if (v4) memset(question.address + 10, 0xff, 2);
+  memcpy(question.address + (v4 ? 12 : 0), server.bytes, v4 ? 4 : 16);
+  return judge(rules, question) != RuleVerdict::kIgnore;
 }
 
 // TCP_INFO's counters are exact to the byte on Linux 4.19 and later.

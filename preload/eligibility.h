@@ -15,11 +15,16 @@ struct Addresses {
 // False: it is not connected any more.
 bool addresses_of(int fd, Addresses* addresses);
 
+// What an address alone says, also one that connect() takes for loopback (0.0.0.0 and ::).
+bool may_be_loopback(const sockaddr_storage& address);
+
 // The server's of the two ports.
 std::uint16_t server_port(const Stream* s, const Addresses& addresses);
 
 // Whether the stream's two ends are on this machine and its port is wanted.
 bool eligible(const Stream* s, const Addresses& addresses, Reason* reason);
+// What MPKLINK_RULES say; `uid`: the peer's, null while it is not known. False: the stream stays on TCP, whoever the peer is.
+bool rules_allow(const Stream* s, const Addresses& addresses, const std::uint32_t* uid);
 // Whether nothing that was set on the socket before we knew it needs the kernel. What is set later, hooks see.
 bool options_allow(int fd, Reason* reason);
 

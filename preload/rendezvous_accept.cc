@@ -193,6 +193,7 @@ void acceptor_accept(int fd, Stream* s) {
   Reason why = Reason::kPeerUid;
   if (!peer_allowed(fd, addresses, hidden, s, &why)) {
     close_hidden(hidden);
+    if (why == Reason::kRule) return give_up(s, why);
     // A stranger got there first; the true peer may still come.
     s->refused = static_cast<std::uint32_t>(why) + 1;
     retry_or_give_up(s, why);

@@ -13,6 +13,7 @@
 #include "preload/identity.h"
 #include "preload/log.h"
 #include "preload/pollers.h"
+#include "preload/status.h"
 
 namespace mpklink {
 namespace {
@@ -103,8 +104,10 @@ ProcessId own_id() {
 
 int unix_socket() { return real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); }
 
+namespace {
+
 // The uid that SO_PEERCRED shows must be the owner of the other end of the TCP connection.
-bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why) {
+bool peer_is_whom_we_trust(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why) {
   *why = Reason::kOtherNetwork;
   if (!same_network(fd, socket)) return false;
   *why = Reason::kPeerUid;
@@ -137,6 +140,15 @@ bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Rea
   return true;
 }
 
+}  // namespace
+
+bool peer_allowed(int fd, const Addresses& addresses, int socket, Stream* s, Reason* why) {
+  if (!peer_is_whom_we_trust(fd, addresses, socket, s, why)) return false;
+  *why = Reason::kRule;
+  const std::uint32_t uid = s->peer_uid;
+  return rules_allow(s, addresses, &uid);
+}
+
 // Takes both locks and closes the kernel path. False: some thread is still inside a kernel call on the socket. The stream
 // then stays in kSettling, where operations no longer block inside such calls, so that a later claim finds none.
 bool claim(Stream* s) {
@@ -157,8 +169,10 @@ bool claim(Stream* s) {
     // SYNC: kernel_calls. A thread counts itself, then looks at the state; we set the state, then look at the count.
     if (s->kernel_calls.load_relaxed() == 0) {  // relaxed: behind the compare-exchange
       s->state.store_release(static_cast<std::uint32_t>(State::kClaimed));
+      show_state(s);
       return true;
     }
+    show_state(s);
   }
   s->receive_lock.unlock();
   s->send_lock.unlock();
@@ -176,13 +190,14 @@ bool claim_for_channel(Stream* s) {
 // Gives the locks back with the stream in `state`.
 void settle(Stream* s, State state) {
   s->state.store_release(static_cast<std::uint32_t>(state));
+  show_state(s);
   s->receive_lock.unlock();
   s->send_lock.unlock();
 }
 
 void settle_plain(Stream* s, Reason reason) {
   drop_socket(s);
-  count_plain(reason);
+  count_plain(s, reason);
   settle(s, State::kPlain);
 }
 
@@ -217,6 +232,7 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
 void detach_channel(Stream* s) {
   unmanage_members(s);
   s->state.exchange(static_cast<std::uint32_t>(State::kPlain));  // SYNC: pins
+  show_state(s);
 }
 
 void read_flags(int fd, Stream* s) {

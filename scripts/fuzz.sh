@@ -12,7 +12,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
-all=(settings messages rendezvous ring_consumer ring_producer ring_race ready)
+all=(settings rules messages rendezvous ring_consumer ring_producer ring_race ready)
 seconds=600
 engine=libfuzzer
 jobs=1

@@ -9,6 +9,7 @@
 
 #include "tools/commands.h"
 #include "tools/refusal.h"
+#include "tools/text.h"
 
 namespace mpklink {
 
@@ -26,9 +27,6 @@ void check_stdout();
 bool stdout_is_terminal();
 std::size_t terminal_width();
 
-/// Text of others (names of processes, what stands in shared memory) with its control characters replaced: it must not speak to a terminal.
-std::string printable(std::string_view text);
-
 struct Column {
   std::string title;
   bool right = false;  // numbers
@@ -42,8 +40,7 @@ std::string format_table(const std::vector<Column>& columns, const std::vector<s
 
 /// Adds --json, the same everywhere.
 void add_json_flag(CLI::App* command, bool* json);
-/// In quotes, escaped. Bytes that are not UTF-8 become U+FFFD.
-std::string json_string(std::string_view text);
+// json_string() is in text.h.
 
 // ---- the command line ----
 
@@ -51,6 +48,8 @@ struct Example {
   const char* command;
   const char* what;
 };
+/// Placeholders of options (type_name) tell completions what to offer: a|b|c, FILE, DIR; others nothing.
+
 /// The end of --help and the section EXAMPLES of the man page. `notes`: paragraphs above them.
 void add_examples(CLI::App* command, const std::vector<Example>& examples, const std::string& notes = "");
 
@@ -68,7 +67,5 @@ AfterMark& after_mark();
 /// The one of `words` that was probably meant by `typo`, or "".
 std::string nearest(const std::string& typo, const std::vector<std::string>& words);
 
-/// So that a word can be pasted into a shell.
-std::string shell_quote(const std::string& word);
 
 }  // namespace mpklink

@@ -4,12 +4,9 @@
 #pragma once
 #include <CLI/CLI.hpp>
 
-namespace mpklink {
+#include "tools/refusal.h"
 
-// Exit codes, the same for every command; `run` ends with the program's own, or 126 and 127 as a shell.
-constexpr int kExitDegraded = 1;     // it worked, and the answer is not "all well" (doctor), or "no" (rules test)
-constexpr int kExitUsage = 2;        // unknown option, impossible value
-constexpr int kExitUnavailable = 3;  // no permission, no such process, disk full, not that kernel
+namespace mpklink {
 
 void add_run(CLI::App* app);
 void add_env(CLI::App* app);

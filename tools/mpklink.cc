@@ -18,6 +18,13 @@ using AddCommand = void (*)(CLI::App* app);
 // In the order of `mpklink --help`. One line for each command.
 constexpr AddCommand kCommands[] = {
     add_run,
+    add_doctor,
+    add_env,
+    add_rules,
+    add_bench,
+    add_reasons,
+    add_man,
+    add_completion,
 };
 
 bool is_option(const std::string& word) {
@@ -86,14 +93,14 @@ int parse_and_run(CLI::App* app, const std::vector<std::string>& words) {
   } catch (const CLI::CallForVersion& e) {
     emit(fmt::format("{}\n", e.what()));
   } catch (const CLI::Success&) {
-    emit(current_command(app)->help());
+    emit(app->help());  // of the command that was parsed
   } catch (const CLI::RuntimeError& e) {
     check_stdout();
     return e.get_exit_code();
   } catch (const CLI::ExtrasError& e) {
     return usage_error(*app, unexpected(*app, e.what()));
   } catch (const CLI::ParseError& e) {
-    return usage_error(*app, e.what());
+    return usage_error(*app, app->remaining(true).empty() ? e.what() : unexpected(*app, e.what()));
   } catch (const UsageError& e) {
     return usage_error(*app, e.what());
   }
@@ -107,6 +114,10 @@ int main(int argc, char** argv) {
   CLI::App app("Loopback TCP of unmodified programs through guarded shared memory.", "mpklink");
   app.set_version_flag("--version", "mpklink " MPKLINK_VERSION);
   app.require_subcommand(1);
+  add_examples(&app,
+               {{"mpklink run -- nginx", "its loopback connections to preloaded programs leave TCP"},
+                {"mpklink run --report -- wrk -c64 http://127.0.0.1/", "and what came of it"},
+                {"mpklink run --help", "each command has --help with examples"}});
   for (AddCommand add : kCommands) add(&app);
   try {
     return parse_and_run(&app, {argv + 1, argv + argc});

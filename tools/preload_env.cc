@@ -30,15 +30,6 @@ bool exists(const std::string& path) {
   return access(path.c_str(), F_OK) == 0;
 }
 
-/// The directory of the executable itself, behind symbolic links. Empty without /proc.
-std::string own_directory() {
-  char path[PATH_MAX];
-  ssize_t n = readlink("/proc/self/exe", path, sizeof path);
-  if (n <= 0 || n == static_cast<ssize_t>(sizeof path)) return {};
-  std::string exe(path, static_cast<size_t>(n));
-  return exe.substr(0, exe.rfind('/'));
-}
-
 std::string canonical(const std::string& path) {
   char real[PATH_MAX];
   return realpath(path.c_str(), real) != nullptr ? real : path;
@@ -89,6 +80,14 @@ bool is_entry(const std::string& entry, const std::string& library) {
 }
 
 }  // namespace
+
+std::string own_directory() {
+  char path[PATH_MAX];
+  ssize_t n = readlink("/proc/self/exe", path, sizeof path);
+  if (n <= 0 || n == static_cast<ssize_t>(sizeof path)) return {};
+  std::string exe(path, static_cast<size_t>(n));
+  return exe.substr(0, exe.rfind('/'));
+}
 
 std::string library_problem(const std::string& path) {
   if (path.find_first_of(kSeparators) != std::string::npos) {

@@ -6,6 +6,9 @@
 
 namespace mpklink {
 
+/// The directory of this executable, behind symbolic links. Empty without /proc.
+std::string own_directory();
+
 /// Why ld.so(8) could not preload this file: a sentence. Empty: it can.
 std::string library_problem(const std::string& path);
 

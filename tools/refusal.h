@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// How a command ends that does not do what it was asked for.
 #pragma once
 
 #include <stdexcept>
@@ -6,8 +7,12 @@
 
 namespace mpklink {
 
-/// Why a command does not do what it was asked for: an exit code (commands.h) and one sentence, without a final stop, whose end says
-/// what to type or change next ("...; see mpklink ss --help").
+// Exit codes, the same for every command; `run` ends with the program's own, or 126 and 127 as a shell.
+constexpr int kExitDegraded = 1;     // it worked, and the answer is not "all well" (doctor), or "no" (rules test)
+constexpr int kExitUsage = 2;        // unknown option, impossible value
+constexpr int kExitUnavailable = 3;  // no permission, no such process, disk full, not that kernel
+
+/// Why: an exit code and one sentence, without a final stop, whose end says what to type or change next ("...; see mpklink ss --help").
 class Refusal : public std::runtime_error {
  public:
   Refusal(int code, const std::string& sentence) : std::runtime_error(sentence), exit_code(code) {}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+#include "tools/command_tree.h"
+
+#include <CLI/CLI.hpp>
+
+namespace mpklink {
+namespace {
+
+OptionInfo describe_option(const CLI::Option& option) {
+  OptionInfo info;
+  info.positional = !option.nonpositional();
+  if (info.positional) {
+    info.names = {option.get_name(true)};
+  } else {
+    for (const std::string& name : option.get_snames()) info.names.push_back("-" + name);
+    for (const std::string& name : option.get_lnames()) info.names.push_back("--" + name);
+  }
+  if (option.get_items_expected_max() > 0) info.placeholder = option.get_type_name();
+  info.help = option.get_description();
+  return info;
+}
+
+CommandInfo describe_below(const CLI::App& app, const std::string& above) {
+  CommandInfo info;
+  info.name = app.get_name();
+  info.path = above.empty() ? info.name : above + " " + info.name;
+  info.summary = app.get_description();
+  info.footer = app.get_footer();
+  info.runs_program = app.get_prefix_command();
+  for (const CLI::Option* option : app.get_options({})) info.options.push_back(describe_option(*option));
+  for (const CLI::App* command : app.get_subcommands({})) info.commands.push_back(describe_below(*command, info.path));
+  return info;
+}
+
+}  // namespace
+
+CommandInfo describe(const CLI::App& app) {
+  return describe_below(app, "");
+}
+
+}  // namespace mpklink

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+#include "tools/doctor_peer.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "tools/text.h"
+
+namespace mpklink {
+
+std::string Peer::title() const {
+  return fmt::format("{} (pid {})", program.empty() ? "?" : printable(program), pid);
+}
+
+Neighbourhood::Neighbourhood() : processes_(StatusReader().read()) {
+  for (std::size_t i = 0; i < processes_.size(); ++i) {
+    if (!processes_[i].content) continue;
+    for (const Stream& row : processes_[i].content->streams)
+      rows_[{processes_[i].process.network, {row.local, row.peer}}] = {i, &row};
+  }
+}
+
+const ProcessStatus* Neighbourhood::status_of(pid_t pid) const {
+  const auto found = std::find_if(processes_.begin(), processes_.end(),
+                                  [pid](const ProcessStatus& p) { return p.process.pid == pid; });
+  return found == processes_.end() ? nullptr : &*found;
+}
+
+Peer Neighbourhood::peer_of(pid_t pid, const Stream& stream) const {
+  Peer peer = by_row(pid, stream);
+  if (!peer.known) peer = by_socket(pid, stream);
+  if (peer.pid != 0) peer.other_namespaces = different_namespaces(pid, peer.pid);
+  return peer;
+}
+
+/// By the status pages: that of the other end has a row of the same addresses.
+Peer Neighbourhood::by_row(pid_t pid, const Stream& stream) const {
+  const ProcessStatus* self = status_of(pid);
+  const auto found = rows_.find({self != nullptr ? self->process.network : 0, {stream.peer, stream.local}});
+  if (found == rows_.end()) return {};
+  const ProcessStatus& status = processes_[found->second.process];
+  Peer peer;
+  peer.known = peer.has_library = true;
+  peer.pid = status.process.pid;
+  peer.program = status.process.program;
+  peer.uid = status.process.uid;
+  peer.version = {status.content->library_version, status.content->layout_version};
+  peer.row = *found->second.row;
+  return peer;
+}
+
+/// By the kernel's table of sockets, and by who has that socket open.
+Peer Neighbourhood::by_socket(pid_t pid, const Stream& stream) const {
+  if (sockets_.count(pid) == 0) {
+    for (const TcpSocket& s : sockets_of(pid)) sockets_[pid].emplace(Ends{s.local, s.peer}, s);
+  }
+  Peer peer;
+  const auto socket = sockets_[pid].find({stream.peer, stream.local});
+  if (socket == sockets_[pid].end()) return peer;
+  peer.uid = socket->second.uid;
+  if (!owners_) owners_ = socket_owners();
+  const auto owners = owners_->find(socket->second.inode);
+  if (socket->second.inode == 0 || owners == owners_->end()) return peer;
+  peer.pid = owners->second.front();
+  const ProcessFacts process = look_at(peer.pid);
+  peer.program = process.name;
+  peer.known = process.kind == ProcessFacts::Kind::kOpen;
+  peer.has_library = !process.library.path.empty();
+  peer.version = process.version;
+  return peer;
+}
+
+Explanation explain_peer(const Peer& peer, const ProcessFacts& process) {
+  if (peer.pid == 0 && peer.uid == kNobodys) return {"The other end is gone, or not in this network namespace.", ""};
+  if (peer.pid == 0) {
+    return {fmt::format("The other end belongs to {}; this user cannot see which process it is.", user_name(peer.uid)),
+            fmt::format("sudo mpklink doctor {}", process.pid)};
+  }
+  const ProcessFacts other = look_at(peer.pid);
+  if (!peer.has_library) {
+    const Explanation why = explain_not_loaded(other);
+    return {fmt::format("The other end is {}. {}", peer.title(), why.sentence), why.remedy, "peer-absent"};
+  }
+  std::string about = fmt::format("The other end is {}, which has the library", peer.title());
+  if (settings_of(other.environment).disabled) {
+    return {about + ", switched off by MPKLINK_DISABLE.",
+            "Take MPKLINK_DISABLE from its environment. " + restart_advice(other), "peer-absent"};
+  }
+  const bool versions_known = peer.version.layout != 0 && process.version.layout != 0;
+  if (versions_known && peer.version.layout != process.version.layout) {
+    const bool other_is_older = peer.version.layout < process.version.layout;
+    const ProcessFacts& older = other_is_older ? other : process;
+    return {fmt::format("{}, in version {} (memory layout {}); this end has version {} (memory layout {}).", about,
+                        peer.version.text, peer.version.layout, process.version.text, process.version.layout),
+            restart_advice(older), "peer-version"};
+  }
+  about += ".";
+  if (other.uid != process.uid)
+    about += fmt::format(" It runs as {}, this end as {}.", user_name(other.uid), user_name(process.uid));
+  return {about, ""};
+}
+
+Explanation explain_port(const Stream& stream, const Peer& peer, const ProcessFacts& process) {
+  const std::uint16_t port = stream.connector ? stream.peer.port : stream.local.port;
+  const auto explain = [port](const ProcessFacts& end) {
+    return Explanation{fmt::format("MPKLINK_PORTS={} of {} does not allow port {}.",
+                                   printable(end.variable("MPKLINK_PORTS")), end.title(), port),
+                       "Change MPKLINK_PORTS there. " + restart_advice(end), "ports"};
+  };
+  if (!settings_of(process.environment).port_allowed(port)) return explain(process);
+  if (!peer.known || !peer.has_library) return {};
+  const ProcessFacts other = look_at(peer.pid);
+  return settings_of(other.environment).port_allowed(port) ? Explanation() : explain(other);
+}
+
+}  // namespace mpklink
