@@ -18,6 +18,12 @@ using AddCommand = void (*)(CLI::App* app);
 // In the order of `mpklink --help`. One line for each command.
 constexpr AddCommand kCommands[] = {
     add_run,
+    add_ss,
+    add_top,
+    add_metrics,
+    add_dump,
+    add_off,
+    add_on,
 };
 
 bool is_option(const std::string& word) {
