@@ -18,9 +18,9 @@ import pytest
 
 from capture import Capture
 from harness import CLIENT, SERVER, Combo, eventually
-from live_tools import NOBODY, TOOL, is_root, refused, start_tool, tool
+from live_tools import OWN_UID, TOOL, Puppet, as_user, is_root, own_dir, refused, start_tool, tool
 from servers import Nginx, Redis
-from status_page import REQUESTS_AT, TAP, TAP_RECORD, Puppet, connected, talk
+from status_page import REQUESTS_AT, TAP, TAP_RECORD, talk
 
 pytestmark = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
@@ -40,10 +40,10 @@ def is_asked(page) -> bool:
 class Dump:
     """A running dump into a file."""
 
-    def __init__(self, bench, *filter_words, asked=()):
+    def __init__(self, bench, *filter_words, asked=(), uid=OWN_UID):
         self.bench = bench
-        self.path = bench.dir / f"dump-{len(bench.procs)}.pcapng"
-        self.proc = start_tool(bench, "dump", *filter_words, "-w", self.path)
+        self.path = own_dir(bench) / f"dump-{len(bench.procs)}.pcapng"
+        self.proc = start_tool(bench, "dump", *filter_words, "-w", self.path, uid=uid)
         for puppet in asked:
             page = puppet.page()
             eventually(lambda: is_asked(page), what="the request")
@@ -76,11 +76,17 @@ def connect(server, client, host="127.0.0.1"):
     server.do("s, _ = l.accept()")
 
 
-def exchange(server, client, rounds, size=3000):
-    """Both ways, with what capture is compared with; the client's and the server's bytes."""
-    number = server.begin(f"for i in range({rounds}): assert receive_all(s, {size}) == pattern(f'up{{i}}', {size}); s.sendall(pattern(f'down{{i}}', {size}))")
-    client.do(f"for i in range({rounds}): c.sendall(pattern(f'up{{i}}', {size})); assert receive_all(c, {size}) == pattern(f'down{{i}}', {size})")
-    server.wait(number)
+def exchange(server, client, rounds, size=3000, dump=None):
+    """Both ways; the client's and the server's bytes. With a `dump` never more at a time than its socket takes, so that nothing is dropped."""
+    at_once = 5 if dump else rounds
+    for first in range(0, rounds, at_once):
+        those = f"for i in range({first}, {min(first + at_once, rounds)})"
+        number = server.begin(f"{those}: assert receive_all(s, {size}) == pattern(f'up{{i}}', {size}); s.sendall(pattern(f'down{{i}}', {size}))")
+        client.do(f"{those}: c.sendall(pattern(f'up{{i}}', {size})); assert receive_all(c, {size}) == pattern(f'down{{i}}', {size})")
+        server.wait(number)
+        if dump:
+            last = pattern(f"down{min(first + at_once, rounds) - 1}", size)[-50:]
+            eventually(lambda: last in dump.path.read_bytes(), timeout_s=30, what="the bytes in the capture")
     return tuple(b"".join(pattern(f"{way}{i}", size) for i in range(rounds)) for way in ("up", "down"))
 
 
@@ -97,7 +103,7 @@ def test_both_directions(bench, host):
     dump = Dump(bench, "port", server.proc.port(), asked=[server, client])
     connect(server, client, host)
     port = client_port(client)
-    up, down = exchange(server, client, 100)
+    up, down = exchange(server, client, 100, dump=dump)
     client.do("c.shutdown(socket.SHUT_WR)"), server.do("assert s.recv(10) == b''; s.close()"), client.do("assert c.recv(10) == b''; c.close()")
     time.sleep(0.3)
     capture = dump.end()
@@ -139,7 +145,7 @@ def test_from_the_middle(bench):
     connect(server, client)
     exchange(server, client, 50)
     dump = Dump(bench, "port", server.proc.port(), "and", "host", "127.0.0.1", asked=[server, client])
-    up, down = exchange(server, client, 20)
+    up, down = exchange(server, client, 20, dump=dump)
     connection = dump.end().only()
     # The first operation after the request may still be the one before it.
     assert up.endswith(connection.up.bytes()) and len(connection.up.bytes()) >= len(up) - 6000
@@ -189,7 +195,7 @@ def test_one_end_preloaded(bench):
     server, client = not_yet_connected(bench)
     dump = Dump(bench, "pid", client.pid, asked=[client])
     connect(server, client)
-    up, down = exchange(server, client, 5)
+    up, down = exchange(server, client, 5, dump=dump)
     connection = dump.end().only()
     assert (connection.up.bytes(), connection.down.bytes()) == (up, down)
     server.end(), client.end()
@@ -201,7 +207,7 @@ def test_processes_that_start_later(bench):
     server, client = not_yet_connected(bench)
     eventually(lambda: is_asked(server.page()) and is_asked(client.page()))
     connect(server, client)
-    up, down = exchange(server, client, 5)
+    up, down = exchange(server, client, 5, dump=dump)
     capture = dump.end()
     assert (up, down) in [(c.up.bytes(), c.down.bytes()) for c in capture.connections]
     server.end(), client.end()
@@ -212,7 +218,7 @@ def test_process_that_dies(bench):
     server, client = not_yet_connected(bench)
     dump = Dump(bench, "port", server.proc.port(), asked=[server, client])
     connect(server, client)
-    up, down = exchange(server, client, 30)
+    up, down = exchange(server, client, 30, dump=dump)
     client.proc.send_signal(signal.SIGKILL)
     client.proc.wait()
     bench.killed.add(CLIENT)
@@ -230,7 +236,7 @@ def test_filter(bench):
     dump = Dump(bench, f"port {port} and host localhost", asked=[server, client])
     client.do("l = listener(); serve_echo(l); y = socket.create_connection(l.getsockname()); ask(y, 5)")
     connect(server, client)
-    up, _ = exchange(server, client, 5)
+    up, _ = exchange(server, client, 5, dump=dump)
     assert dump.end().only().up.bytes() == up
     server.end(), client.end()
 
@@ -273,7 +279,7 @@ def test_killed_dump(bench):
     dump.proc.wait()
     assert is_asked(server.page())
     again = Dump(bench, asked=[server, client])
-    up, _ = exchange(server, client, 5)
+    up, _ = exchange(server, client, 5, dump=again)
     assert again.end().only().up.bytes()[-6000:] == up[-6000:]
     server.end(), client.end()
     bench.assert_ring()
@@ -282,12 +288,12 @@ def test_killed_dump(bench):
 def test_second_dump(bench):
     server, client = not_yet_connected(bench)
     dump = Dump(bench, asked=[server, client])
-    sentence = refused(bench, "dump", "pid", server.pid, "-w", bench.dir / "second", words=["dumped already", dump.proc.pid, "kill"])
+    sentence = refused(bench, "dump", "pid", server.pid, "-w", own_dir(bench) / "second", words=["dumped already", dump.proc.pid, "kill"])
     assert str(server.pid) in sentence
     connect(server, client)
-    up, _ = exchange(server, client, 5)
+    up, _ = exchange(server, client, 5, dump=dump)
     assert dump.end().only().up.bytes() == up
-    tool(bench, "dump", "pid", server.pid, "-w", bench.dir / "second", "--duration", 0.1)
+    tool(bench, "dump", "pid", server.pid, "-w", own_dir(bench) / "second", "--duration", 0.1)
     server.end(), client.end()
 
 
@@ -295,7 +301,7 @@ def test_second_dump(bench):
 def test_reader_goes(bench, busy):
     server, client = not_yet_connected(bench)
     page = server.page()
-    dump = subprocess.Popen([TOOL, "dump", "-w", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=bench.env_for(None))
+    dump = subprocess.Popen([TOOL, "dump", "-w", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=bench.env_for(None), **as_user(None))
     eventually(lambda: is_asked(page))
     connect(server, client)
     exchange(server, client, 5)
@@ -314,7 +320,7 @@ def test_reader_goes(bench, busy):
 def test_live_pipe(bench):
     """Each record can be read as soon as it was written."""
     server, client = not_yet_connected(bench)
-    dump = subprocess.Popen([TOOL, "dump", "-w", "-"], stdout=subprocess.PIPE, env=bench.env_for(None))
+    dump = subprocess.Popen([TOOL, "dump", "-w", "-"], stdout=subprocess.PIPE, env=bench.env_for(None), **as_user(None))
     eventually(lambda: is_asked(server.page()) and is_asked(client.page()))
     connect(server, client)
     os.set_blocking(dump.stdout.fileno(), False)
@@ -338,7 +344,7 @@ def test_live_pipe(bench):
 def test_pipe_that_nobody_reads(bench):
     """The services go on, and Ctrl-C works."""
     server, client = not_yet_connected(bench)
-    dump = subprocess.Popen([TOOL, "dump", "-w", "-"], stdout=subprocess.PIPE, env=bench.env_for(None))
+    dump = subprocess.Popen([TOOL, "dump", "-w", "-"], stdout=subprocess.PIPE, env=bench.env_for(None), **as_user(None))
     eventually(lambda: is_asked(server.page()) and is_asked(client.page()))
     connect(server, client)
     exchange(server, client, 100, size=10_000)
@@ -380,7 +386,7 @@ def test_full_disk(bench):
         pytest.skip("needs root: mounts a small disk")
     disk = bench.dir / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk]).returncode == 0
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=64k,uid={OWN_UID}", "none", disk]).returncode == 0
     if not mounted:
         server.end(), client.end()
         pytest.skip("no file system can be mounted here")
@@ -404,20 +410,14 @@ def test_full_disk(bench):
 
 @needs_root
 def test_users(bench):
-    """A user's dump has its own processes alone, root's has all; the file is its owner's."""
-    server, client = not_yet_connected(bench, uid=NOBODY)
-    refused(bench, "dump", "pid", os.getpid(), "-w", "/dev/null", uid=NOBODY, words=["belongs to root"])
-    for uid in (NOBODY, None):
-        path = bench.dir / f"of-{uid}" / "x"
-        path.parent.mkdir()
-        os.chown(path.parent, uid or 0, uid or 0)
-        dump = subprocess.Popen([TOOL, "dump", "-w", path], env=bench.env_for(None), **({"user": uid, "group": uid, "extra_groups": []} if uid else {}))
-        eventually(lambda: is_asked(server.page()) and is_asked(client.page()))
+    """A user's dump has its own processes alone; root may have them, too. The file is its owner's."""
+    server, client = not_yet_connected(bench)
+    refused(bench, "dump", "pid", os.getpid(), "-w", "/dev/null", words=["belongs to root"])
+    for uid in (OWN_UID, 0):
+        dump = Dump(bench, "pid", client.pid, asked=[client], uid=uid)
         connect(server, client)
-        up, _ = exchange(server, client, 5)
-        dump.terminate()
-        assert dump.wait(30) == 0
-        assert Capture.of_file(path).only().up.bytes() == up and path.stat().st_mode & 0o777 == 0o600
+        up, _ = exchange(server, client, 5, dump=dump)
+        assert dump.end().only().up.bytes() == up and dump.path.stat().st_mode & 0o777 == 0o600
         client.do("c.close()"), server.do("s.close()")
     server.end(), client.end()
 
@@ -518,7 +518,7 @@ def test_cannot_write(bench):
 
 def test_json_summary(bench):
     server, client = not_yet_connected(bench)
-    dump = start_tool(bench, "dump", "-c", 4, "--json", "-w", bench.dir / "x")
+    dump = start_tool(bench, "dump", "-c", 4, "--json", "-w", own_dir(bench) / "x")
     eventually(lambda: is_asked(server.page()) and is_asked(client.page()))
     connect(server, client)
     exchange(server, client, 5)
@@ -548,7 +548,9 @@ def assert_clean(path) -> None:
 @pytest.mark.limit(180)
 def test_tshark_http(bench, docroot):
     nginx = Nginx(bench, docroot.dir, settings={"WARMUP": 0})
-    dump = Dump(bench, "port", nginx.port)
+    bench.run(["curl", "-sS", nginx.url("hello")], CLIENT)  # from its first connection on the worker has a page
+    dump = Dump(bench, "pid", nginx.worker_pids()[0], uid=os.geteuid())
+    eventually(lambda: dump.path.exists() and dump.path.stat().st_size > 0)
     urls = [nginx.url("hello"), nginx.url("f100k")] * 3
     text = bench.run(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} ", *sum((["-o", "/dev/null"] for _ in urls[1:]), []), *urls], CLIENT,
                      settings={"WARMUP": 0})  # fmt: skip
@@ -576,7 +578,8 @@ def test_tshark_http(bench, docroot):
 @pytest.mark.limit(180)
 def test_tshark_redis(bench):
     redis = Redis(bench)
-    dump = Dump(bench, "port", redis.port)
+    dump = Dump(bench, "pid", redis.proc.pid, "and", "port", redis.port, uid=os.geteuid())
+    eventually(lambda: dump.path.exists() and dump.path.stat().st_size > 0)
     commands = bench.dir / "commands"
     commands.write_text("".join(f"SET key{i} value{i}\nGET key{i}\n" for i in range(30)))
     with open(commands) as file:
@@ -600,7 +603,7 @@ def test_tshark_from_the_middle(bench):
     connect(server, client)
     exchange(server, client, 50)
     dump = Dump(bench, asked=[server, client])
-    exchange(server, client, 20)
+    exchange(server, client, 20, dump=dump)
     dump.end()
     assert_clean(dump.path)
     server.end(), client.end()

@@ -14,9 +14,11 @@ import time
 import pytest
 
 from harness import CLIENT, SERVER, Combo, eventually
-from live_tools import NOBODY, TOOL, is_root, look, metrics_samples, refused, start_tool, streams_of, tool, values_of
+from live_tools import (
+    NOBODY, OWN_UID, TOOL, Puppet, as_user, connected, is_root, look, metrics_samples, own_dir, refused, start_tool, streams_of, tool, values_of,
+)  # fmt: skip
 from servers import Nginx
-from status_page import OFF, OFF_PORTS, Puppet, connected, talk
+from status_page import OFF, OFF_PORTS, talk
 
 pytestmark = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
@@ -77,14 +79,14 @@ class Terminal:
     """A tmux of its own, with a shell in it."""
 
     def __init__(self, bench):
-        self.bench, self.socket = bench, str(bench.dir / "tmux")
+        self.bench, self.socket = bench, str(own_dir(bench) / "tmux")
         self("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30", "env", "-i", f"PATH={os.environ['PATH']}", "PS1=READY> ", "TERM=screen",
              "MPKLINK_TEST_RUN=" + bench.env_for(None)["MPKLINK_TEST_RUN"], "bash", "--norc", "--noprofile")  # fmt: skip
         self.wait("READY>")
 
     def __call__(self, *args) -> str:
         return subprocess.run(["tmux", "-S", self.socket, *map(str, args)], check=True, capture_output=True, text=True, timeout=30,
-                              env=self.bench.env_for(None)).stdout  # fmt: skip
+                              env=self.bench.env_for(None), **as_user(None)).stdout  # fmt: skip
 
     def type(self, text: str) -> None:
         self("send-keys", "-l", text)
@@ -191,7 +193,7 @@ def test_top_wrong_use(bench, args):
 
 def test_top_reader_gone(bench):
     """`mpklink top | head -1`"""
-    top = subprocess.Popen([TOOL, "top", "-d", "0.1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=bench.env_for(None))
+    top = subprocess.Popen([TOOL, "top", "-d", "0.1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=bench.env_for(None), **as_user(None))
     top.stdout.readline()
     top.stdout.close()
     assert top.wait(30) == 3 and "reader ended" in top.stderr.read()
@@ -301,17 +303,17 @@ def test_metrics_cannot_listen(bench):
         taken.listen()
         refused(bench, "metrics", "--listen", taken.getsockname()[1], words=["Address already in use", "another port"])
     refused(bench, "metrics", "--listen", "192.0.2.1:9465", words=["no address of this machine"])
-    for wrong in ("x", "1.2.3:80", "70000", "::1:x", ""):
-        refused(bench, "metrics", f"--listen={wrong}" if wrong else "--listen=", code=2)
+    for wrong in ("x", "1.2.3:80", "70000", "::1:x"):
+        refused(bench, "metrics", f"--listen={wrong}", code=2)
 
 
 def test_metrics_textfile(bench):
     server, client = connected(bench)
-    path = bench.dir / "mpklink.prom"
-    path.write_text("old")
-    tool(bench, "metrics", "--textfile", path)
+    path = own_dir(bench) / "mpklink.prom"
+    for _ in range(2):
+        tool(bench, "metrics", "--textfile", path)
     assert values_of(metrics_samples(path.read_text()), "mpklink_streams", pid=client.pid) == [1]
-    assert path.stat().st_mode & 0o777 == 0o644 and [p.name for p in bench.dir.iterdir() if "prom" in p.name] == ["mpklink.prom"]
+    assert path.stat().st_mode & 0o777 == 0o644 and [p.name for p in path.parent.iterdir()] == ["mpklink.prom"]
     refused(bench, "metrics", "--textfile", bench.dir / "none" / "x.prom", words=["cannot be written", "No such file"])
     assert json.loads(tool(bench, "metrics", "--json").stdout)
     server.end(), client.end()
@@ -320,7 +322,7 @@ def test_metrics_textfile(bench):
 
 @needs_root
 def test_metrics_textfile_not_allowed(bench):
-    refused(bench, "metrics", "--textfile", bench.dir / "x.prom", uid=NOBODY, words=["Permission denied", "folder"])
+    refused(bench, "metrics", "--textfile", bench.dir / "x.prom", words=["Permission denied", "folder"])
     assert not list(bench.dir.glob("*.prom*"))
 
 
@@ -397,10 +399,16 @@ def test_off_ports_add_up(bench):
 def test_off_nginx(bench, docroot):
     nginx = Nginx(bench, docroot.dir, workers=2)
     wrk = bench.start(["wrk", "-t1", "-c8", "-d4", nginx.url("hello")], CLIENT)
-    eventually(lambda: [s for s in look(bench, "--port", nginx.port)["streams"] if s["mode"] != "tcp"])
-    tool(bench, "off", "--port", nginx.port, "--timeout", 30)
-    left = [s for s in look(bench, "--port", nginx.port)["streams"] if s["state"] == "shared"]
-    assert not left
+    # By pid, as root: nobody else's processes are to be touched.
+    pids = [str(pid) for pid in [*nginx.worker_pids(), wrk.pid]]
+
+    def streams():
+        return [s for s in look(bench, "--port", nginx.port, uid=os.geteuid())["streams"] if str(s["pid"]) in pids]
+
+    eventually(lambda: len([s for s in streams() if s["mode"] != "tcp"]) >= 4)
+    pids = sorted({str(s["pid"]) for s in streams()})  # who has a page
+    tool(bench, "off", "--port", nginx.port, "--pid", ",".join(pids), "--timeout", 30, uid=os.geteuid())
+    assert {s["mode"] for s in streams()} == {"tcp"}
     text = wrk.finish()
     assert "Socket errors" not in text and "Non-2xx" not in text, text
     nginx.stop()
@@ -411,7 +419,7 @@ def test_off_nginx(bench, docroot):
 @needs_root
 def test_off_is_for_ones_own(bench):
     server, client = connected(bench)
-    refused(bench, "off", "--pid", server.pid, uid=NOBODY, words=["belongs to root"])
+    refused(bench, "off", "--pid", server.pid, uid=NOBODY, words=["belongs to user %d" % OWN_UID])
     refused(bench, "off", "--all", uid=NOBODY, words=["no running process of yours", "MPKLINK_PORTS"])
     assert server.page().wanted() == 0
     server.end(), client.end()

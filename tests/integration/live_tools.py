@@ -6,18 +6,45 @@ import os
 import re
 import subprocess
 
+import status_page
 from harness import BUILD, Bench, Proc
 
 TOOL = BUILD / "tools" / "mpklink"
 NOBODY = 65534
+# These commands act on all processes of a user. Those of a test are a user's of its own, so that nobody else's are touched.
+OWN_UID = 61000 + os.getpid() % 1000 if os.geteuid() == 0 else None
+
+
+def connected(bench: Bench, *args, **kwargs):
+    return status_page.connected(bench, *args, **{"uid": OWN_UID, **kwargs})
+
+
+class Puppet(status_page.Puppet):
+    def __init__(self, bench: Bench, side, **options):
+        super().__init__(bench, side, **{"uid": OWN_UID, **options})
+
+
+def own_dir(bench: Bench):
+    """Where the commands may write."""
+    path = bench.dir / "own"
+    if not path.exists():
+        path.mkdir()
+        if OWN_UID is not None:
+            os.chown(path, OWN_UID, OWN_UID)
+    return path
+
+
+def as_user(uid) -> dict:
+    """For subprocess."""
+    uid = OWN_UID if uid is None else uid
+    return {} if uid is None or uid == os.geteuid() else {"user": uid, "group": uid, "extra_groups": []}
 
 
 def tool(bench: Bench, *args, code=0, uid=None, timeout_s=60, **kwargs) -> subprocess.CompletedProcess:
     """The command, run to its end, which must be `code`; it is never preloaded."""
-    user = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
     kwargs.setdefault("stdout", subprocess.PIPE)
     done = subprocess.run([TOOL, *map(str, args)], env=bench.env_for(None), cwd=bench.dir, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                          text=True, timeout=timeout_s, **user, **kwargs)  # fmt: skip
+                          text=True, timeout=timeout_s, **as_user(uid), **kwargs)  # fmt: skip
     assert done.returncode == code, f"mpklink {' '.join(map(str, args))} ended with {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -44,7 +71,7 @@ def streams_of(bench: Bench, *puppets) -> list:
 
 
 def start_tool(bench: Bench, *args, **kwargs) -> Proc:
-    return bench.start([TOOL, *args], None, **kwargs)
+    return bench.start([TOOL, *args], None, **{"uid": OWN_UID, **kwargs})
 
 
 def metrics_samples(text: str) -> dict:

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from harness import CLIENT, PYTHON, SCRIPTS, SERVER, Combo, eventually
-from live_tools import NOBODY, is_root, look, refused, streams_of, tool
-from status_page import HEADER, ROW, Page, Puppet, connected, talk
+from live_tools import NOBODY, OWN_UID, Puppet, connected, is_root, look, refused, streams_of, tool
+from status_page import HEADER, ROW, Page, talk
 
 pytestmark = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
@@ -92,10 +92,10 @@ def test_ipv6(bench):
 
 
 def test_nothing_there(bench):
-    """As a user who has no such process: a table without rows, and a hint."""
+    """A table without rows, and a hint."""
     if not is_root():
         pytest.skip("needs root: becomes another user")
-    done = tool(bench, "ss", uid=NOBODY)
+    done = tool(bench, "ss")
     assert done.stdout.splitlines()[0].startswith("State") and len(done.stdout.splitlines()) == 1
     assert done.stderr == "mpklink: no running process of yours has the library; start one with: mpklink run -- PROGRAM\n"
 
@@ -104,7 +104,7 @@ def test_named_and_not_there(bench):
     child = subprocess.Popen(["true"])
     child.wait()
     refused(bench, "ss", "--pid", child.pid, words=[child.pid, "there is no process", "mpklink ss"])
-    sleeper = bench.start(["sleep", "100"])
+    sleeper = bench.start(["sleep", "100"], uid=OWN_UID)
     refused(bench, "ss", "--pid", sleeper.pid, words=[f"sleep[{sleeper.pid}]", "mpklink doctor"])
     sleeper.stop(15, code=-15)
 
@@ -112,13 +112,13 @@ def test_named_and_not_there(bench):
 @needs_root
 def test_service_user(bench):
     """A user sees its own processes, root all of them; nobody is told of another user's."""
-    server, client = connected(bench, server_side=SERVER, uid=NOBODY)
-    root = Puppet(bench, SERVER, name="root")
+    server, client = connected(bench)
+    root = Puppet(bench, SERVER, name="root", uid=0)
     root.do("l = listener(); c = socket.create_connection(l.getsockname())")
-    theirs = {s["pid"] for s in look(bench, uid=NOBODY)["streams"]}
-    assert {server.pid, client.pid} <= theirs and root.pid not in theirs
-    assert {server.pid, client.pid, root.pid} <= {s["pid"] for s in look(bench)["streams"]}
-    refused(bench, "ss", "--pid", root.pid, uid=NOBODY, words=["belongs to root", "sudo"])
+    assert {s["pid"] for s in look(bench)["streams"]} == {server.pid, client.pid}
+    assert {server.pid, client.pid, root.pid} <= {s["pid"] for s in look(bench, uid=0)["streams"]}
+    refused(bench, "ss", "--pid", root.pid, words=["belongs to root", "sudo"])
+    refused(bench, "ss", "--pid", server.pid, uid=NOBODY, words=["belongs to"])
     server.end(), client.end(), root.end()
     bench.assert_ring()
 
@@ -170,7 +170,7 @@ def header_of(page: Page) -> bytes:
 
 
 def fake(bench, content: bytes, *options):
-    proc = bench.start([PYTHON, SCRIPTS / "fake_status.py", *options], stdin=subprocess.PIPE)
+    proc = bench.start([PYTHON, SCRIPTS / "fake_status.py", *options], stdin=subprocess.PIPE, uid=OWN_UID)
     proc.stdin.write(content)
     proc.stdin.close()
     proc.wait_line("^READY$")
