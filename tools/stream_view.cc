@@ -159,7 +159,7 @@ JsonObject process_json(const ProcessStatus& process) {
   const PageContent& content = *process.content;
   const ProcessCounters& counters = content.counters;
   const PathBytes bytes = path_bytes(content);
-  object.add("library_version", content.library_version).add("layout_version", content.layout_version);
+  object.add("library_version", printable(content.library_version)).add("layout_version", content.layout_version);
   object.add("guard", guard_text(content)).add_raw("disabled", content.disabled ? "true" : "false");
   object.add("streams", content.streams.size()).add("streams_missing", content.rows_missing);
   object.add("upgraded", counters.upgraded).add("revoked", counters.revoked);
