@@ -18,10 +18,16 @@ using AddCommand = void (*)(CLI::App* app);
 // In the order of `mpklink --help`. One line for each command.
 constexpr AddCommand kCommands[] = {
     add_run,
-    add_doctor,
     add_env,
-    add_rules,
+    add_doctor,
+    add_ss,
+    add_top,
+    add_dump,
+    add_off,
+    add_on,
+    add_metrics,
     add_bench,
+    add_rules,
     add_reasons,
     add_man,
     add_completion,
