@@ -6,17 +6,23 @@
 #include "preload/hook_scope.h"
 #include "preload/kernel_path.h"
 #include "preload/revoke.h"
+#include "preload/status.h"
+#include "preload/tap.h"
 #include "preload/transfer.h"
 
 namespace mpklink {
 
-// An error that an earlier call came by behind its bytes.
-inline bool kept_error(Stream* s) {
-  if (__builtin_expect(s->pending_error.load_relaxed() == 0, 1)) return false;  // relaxed: the exchange decides
-  const std::uint32_t error = s->pending_error.exchange(0);
-  if (error != 0) errno = static_cast<int>(error);
-  return error != 0;
-}
+// The program's call in the kernel, unchanged.
+class KernelCall {
+ public:
+  template <class Call>
+  explicit KernelCall(const Call& call) : call_(&call), run_([](const void* it) { return (*static_cast<const Call*>(it))(); }) {}
+  ssize_t operator()() const { return run_(call_); }
+
+ private:
+  const void* call_;
+  ssize_t (*run_)(const void*);
+};
 
 // It has moved bytes. A shared stream only counts (preload/lifetime.h): what two threads lose does not matter.
 inline void note_operation(int fd, Stream* s, State state) {
@@ -24,66 +30,28 @@ inline void note_operation(int fd, Stream* s, State state) {
   s->operations.store_relaxed(s->operations.load_relaxed() + 1);  // relaxed: a hint
 }
 
-// `call` does the program's call in the kernel, unchanged.
-template <class Call>
-ssize_t receive_any(int fd, const iovec* parts, int count, int flags, Call call) {
-  const bool counts = !(flags & MSG_PEEK);
-  while (Stream* s = stream_of(fd)) {
-    const State state = state_of(s);
-    if (managed(state)) {
-      if (!ours(s)) leave_softly(fd, s);
-      const ssize_t n = receive_stream(fd, s, parts, count, flags);
-      if (n != kNotOurs) {
-        if (n > 0) note_operation(fd, s, state);
-        return n;
-      }
-      if (flags & (MSG_OOB | MSG_ERRQUEUE)) break;
-      continue;
-    }
-    if (kept_error(s)) return -1;
-    ssize_t n = 0;
-    if (state == State::kCandidate) {
-      if (kernel_operation(fd, s, Flow::kIn, counts, &n, call)) return n;
-      continue;
-    }
-    n = call();
-    if (n > 0 && counts && state == State::kPlain) s->tcp_received.fetch_add(static_cast<std::uint64_t>(n));
-    return n;
-  }
-  return call();
-}
+// An operation of a stream that is managed. kNotOurs: it is not (any more), or only the kernel can do this.
+ssize_t receive_managed(int fd, Stream* s, const iovec* parts, int count, int flags);
+ssize_t send_managed(int fd, Stream* s, const iovec* parts, int count, int flags);
+// Of any stream.
+ssize_t receive_stream_any(int fd, const iovec* parts, int count, int flags, const KernelCall& call);
+ssize_t send_stream_any(int fd, const iovec* parts, int count, int flags, const KernelCall& call);
+ssize_t send_file_stream_any(int fd, int in_fd, off64_t* offset, std::size_t count, const KernelCall& call);
 
+// For what is no stream nothing is added to the call but the look at the table.
 template <class Call>
-ssize_t send_any(int fd, const iovec* parts, int count, int flags, Call call) {
-  while (Stream* s = stream_of(fd)) {
-    const State state = state_of(s);
-    if ((flags & MSG_OOB) && state == State::kCandidate) make_plain(s, Reason::kOob);
-    // Its completion is the kernel's to tell. (An accepted socket may have SO_ZEROCOPY from its listener, which is asked at the upgrade.)
-    const bool zero_copy = s->zero_copy.load_relaxed() != 0 || (state == State::kCandidate && !s->connector);  // relaxed: an option
-    if (__builtin_expect(flags & MSG_ZEROCOPY, 0) && zero_copy && s->stay_plain.load_relaxed() == 0) {  // relaxed: set once
-      revoke(fd, s, Reason::kZeroCopy);
-      continue;
-    }
-    if (managed(state)) {
-      if (!ours(s)) leave_softly(fd, s);
-      const ssize_t n = send_stream(fd, s, parts, count, flags);
-      if (n != kNotOurs) {
-        if (n > 0) note_operation(fd, s, state);
-        return n;
-      }
-      continue;
-    }
-    if (kept_error(s)) return -1;
-    ssize_t n = 0;
-    if (state == State::kCandidate) {
-      if (kernel_operation(fd, s, Flow::kOut, true, &n, call)) return n;
-      continue;
-    }
-    n = call();
-    if (n > 0 && state == State::kPlain) s->tcp_sent.fetch_add(static_cast<std::uint64_t>(n));
-    return n;
-  }
-  return call();
+ssize_t receive_any(int fd, const iovec* parts, int count, int flags, const Call& call) {
+  Stream* const s = stream_of(fd);
+  if (s == nullptr) return call();
+  const ssize_t n = receive_managed(fd, s, parts, count, flags);
+  return __builtin_expect(n != kNotOurs, 1) ? n : receive_stream_any(fd, parts, count, flags, KernelCall(call));
+}
+template <class Call>
+ssize_t send_any(int fd, const iovec* parts, int count, int flags, const Call& call) {
+  Stream* const s = stream_of(fd);
+  if (s == nullptr) return call();
+  const ssize_t n = flags & MSG_ZEROCOPY ? kNotOurs : send_managed(fd, s, parts, count, flags);
+  return __builtin_expect(n != kNotOurs, 1) ? n : send_stream_any(fd, parts, count, flags, KernelCall(call));
 }
 
 }  // namespace mpklink

@@ -106,6 +106,12 @@ bool addresses_of(int fd, Addresses* addresses) {
          ::getpeername(fd, reinterpret_cast<sockaddr*>(&addresses->peer), &peer_size) == 0;
 }
 
+bool may_be_loopback(const sockaddr_storage& address) {
+  Endpoint e;
+  static constexpr unsigned char kAny[16] = {};
+  return endpoint_of(address, &e) && (is_loopback(e) || memcmp(e.bytes, kAny, sizeof kAny) == 0);
+}
+
 std::uint16_t server_port(const Stream* s, const Addresses& addresses) {
   Endpoint server;
   return endpoint_of(s->connector ? addresses.peer : addresses.local, &server) ? server.port : 0;

@@ -15,6 +15,9 @@ struct Addresses {
 // False: it is not connected any more.
 bool addresses_of(int fd, Addresses* addresses);
 
+// What an address alone says, also one that connect() takes for loopback (0.0.0.0 and ::).
+bool may_be_loopback(const sockaddr_storage& address);
+
 // The server's of the two ports.
 std::uint16_t server_port(const Stream* s, const Addresses& addresses);
 

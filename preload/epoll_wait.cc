@@ -7,6 +7,7 @@
 #include "preload/epoll_set.h"
 #include "preload/epoll_tag.h"
 #include "preload/on_unwind.h"
+#include "preload/probes.h"
 #include "preload/spin.h"
 #include "preload/wait.h"
 #include "shm/stop_point.h"
@@ -178,9 +179,11 @@ int sleep(EpollSet* set, epoll_event* events, int max, std::int64_t timeout_ns, 
     return early;
   }
   process().counters.sleeps.fetch_add(1);
+  PROBE0(sleep);
   const std::int64_t cap = look_again_ns(set);
   const std::int64_t patience = cap >= 0 && (timeout_ns < 0 || timeout_ns > cap) ? cap : timeout_ns;
   const int n = counted_wait(set, events, max, patience, mask, call, &undisturbed);
+  PROBE0(wake);
   set->kernel_asked_tsc = __rdtsc();
   set->calls_since_kernel = 0;
   if (n < 0) {

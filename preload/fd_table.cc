@@ -15,10 +15,10 @@ bool FdTable::allocate() {
   // Address space only: pages come as numbers are used.
   void* at = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return false;
+  mark_own_memory();         // before a status page can be, which it points to
   install_fault_handlers();  // from the first socket or epoll instance on; before unused() says so
   std::uintptr_t expected = 0;
   if (!words_.compare_exchange(expected, reinterpret_cast<std::uintptr_t>(at))) ::munmap(at, kBytes);  // another was faster
-  mark_own_memory();
   return true;
 }
 

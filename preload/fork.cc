@@ -5,7 +5,9 @@
 #include "preload/pair.h"
 #include "preload/pollers.h"
 #include "preload/process.h"
+#include "preload/status.h"
 #include "preload/stream.h"
+#include "preload/tap.h"
 
 namespace mpklink {
 namespace {
@@ -58,6 +60,8 @@ void put_child_in_order(bool prepared) {
   for (unsigned i = 0; i < kLocks; ++i) table_lock(i).reset();
   g_forks.store_relaxed(0);  // relaxed: one thread here
   forked_child();
+  status_forked_child();
+  tap_forked_child();
   epoll_sets_forked_child();
   pairs_forked_child();
   streams_forked_child(prepared);

@@ -8,6 +8,7 @@
 #include "preload/log.h"
 #include "preload/patience.h"
 #include "preload/revoke.h"
+#include "preload/status.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
 #include "shm/stop_point.h"
@@ -112,6 +113,7 @@ bool give_back(int fd, Stream* s, int flags) {
     process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
     // The ring has not carried them after all; a forked child gives back what its parent counts.
     if (ours(s)) process().counters.ring_tx.fetch_add(~static_cast<std::uint64_t>(n) + 1);
+    show_tcp_sent(s, static_cast<std::uint64_t>(n));
     process().counters.ring_returned.fetch_add(static_cast<std::uint64_t>(n));
     advance(s, c, static_cast<std::size_t>(n), flags);
     STOP_POINT("chunk-counted");

@@ -10,7 +10,6 @@
 #include "preload/fault.h"
 #include "preload/hooks.h"
 #include "preload/revoke.h"
-#include "preload/sendfile.h"
 #include "shm/user_copy.h"
 
 using namespace mpklink;
@@ -150,24 +149,7 @@ ssize_t send_message_any(int fd, const msghdr* message, int flags) {
 ssize_t send_file_any(int fd, int in_fd, off64_t* offset, size_t count) {
   const CancellationOff quiet;
   const auto call = [&] { return real().sendfile64(fd, in_fd, offset, count); };
-  while (Stream* s = stream_of(fd)) {
-    const State state = state_of(s);
-    ssize_t n = 0;
-    if (managed(state)) {
-      n = send_file(fd, s, in_fd, offset, count);
-      if (n == kNotOurs) continue;
-      if (n > 0) note_operation(fd, s, state);
-      return n;
-    }
-    if (state == State::kCandidate) {
-      if (kernel_operation(fd, s, Flow::kOut, true, &n, call)) return n;
-      continue;
-    }
-    n = call();
-    if (n > 0 && state == State::kPlain) s->tcp_sent.fetch_add(static_cast<uint64_t>(n));
-    return n;
-  }
-  return call();
+  return stream_of(fd) == nullptr ? call() : send_file_stream_any(fd, in_fd, offset, count, KernelCall(call));
 }
 
 // What the flags of preadv2 and pwritev2 mean on a socket (Linux 6.18): no buffering or position to be particular about.

@@ -13,6 +13,8 @@
 #include "preload/pollers.h"
 #include "preload/revoke.h"
 #include "preload/sleepers.h"
+#include "preload/status.h"
+#include "preload/tap.h"
 #include "shm/user_copy.h"
 
 using namespace mpklink;
@@ -21,12 +23,11 @@ namespace {
 
 bool is_internet(int family) { return family == AF_INET || family == AF_INET6; }
 
-void track(int fd, State state, bool connector, bool nonblocking) {
+void track(int fd, State state, bool nonblocking) {
   if (process().settings.disabled) return;
   const ErrnoSaver keep;
   Stream* s = make_stream(state);
   if (s == nullptr) return count_plain(Reason::kNoMemory);
-  s->connector = connector;
   s->nonblocking.store_relaxed(nonblocking);
   enter_stream(fd, s);
 }
@@ -35,7 +36,9 @@ void track(int fd, State state, bool connector, bool nonblocking) {
 int accepted(int fd, const sockaddr_storage& peer, socklen_t size, int flags) {
   if (fd < 0) return fd;
   fresh_fd(fd);
-  if (size >= sizeof peer.ss_family && is_internet(peer.ss_family)) track(fd, State::kCandidate, false, (flags & SOCK_NONBLOCK) != 0);
+  if (size < sizeof peer.ss_family || !is_internet(peer.ss_family)) return fd;
+  track(fd, State::kCandidate, (flags & SOCK_NONBLOCK) != 0);
+  if (Stream* s = stream_of(fd)) show_if_loopback(fd, s, reinterpret_cast<const sockaddr*>(&peer), sizeof peer);
   return fd;
 }
 
@@ -64,6 +67,8 @@ int accept_any(struct sockaddr* address, socklen_t* size, int flags, Call call) 
   const int fd = call(address, size);
   if (fd < 0) return fd;
   memcpy(&own, address, room < sizeof own.ss_family ? room : sizeof own.ss_family);
+  const socklen_t whole = own.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+  if (is_internet(own.ss_family) && room >= whole) memcpy(&own, address, whole);
   return accepted(fd, own, room, flags);
 }
 
@@ -140,7 +145,7 @@ extern "C" {
 int mpklink_socket(int domain, int type, int protocol) noexcept {
   const int fd = fresh_fd(real().socket(domain, type, protocol));
   const bool tcp = is_internet(domain) && (type & 0xf) == SOCK_STREAM && (protocol == 0 || protocol == IPPROTO_TCP);
-  if (fd >= 0 && tcp) track(fd, State::kFresh, false, (type & SOCK_NONBLOCK) != 0);
+  if (fd >= 0 && tcp) track(fd, State::kFresh, (type & SOCK_NONBLOCK) != 0);
   return fd;
 }
 
@@ -155,6 +160,7 @@ int mpklink_connect(int fd, const struct sockaddr* address, socklen_t size) {
   s->connector = true;
   s->state.store_release(static_cast<uint32_t>(State::kCandidate));
   if (s->forked.load_relaxed()) make_plain(s, Reason::kForked);  // relaxed: set by fork only
+  show_if_loopback(fd, s, address, size);
   return result;
 }
 
@@ -168,7 +174,10 @@ int mpklink_accept4(int fd, struct sockaddr* address, socklen_t* size, int flags
 // A listening socket never becomes a stream.
 int mpklink_listen(int fd, int backlog) noexcept {
   const int result = real().listen(fd, backlog);
-  if (result == 0) fresh_fd(fd);
+  if (result != 0) return result;
+  const bool tcp = stream_of(fd) != nullptr;
+  fresh_fd(fd);
+  if (tcp) show_process();
   return result;
 }
 
@@ -188,7 +197,9 @@ int mpklink_shutdown(int fd, int how) noexcept {
   const uint32_t now = how == SHUT_RD ? kShutRead : how == SHUT_WR ? kShutWrite : kShutBoth;
   if (!managed(state_of(s))) {
     const int result = real().shutdown(fd, how);
-    if (result == 0) s->shut.fetch_or(now);
+    if (result != 0) return result;
+    s->shut.fetch_or(now);
+    if (now & kShutWrite) tap_end(s, true, TapKind::kEnd);
     return result;
   }
   begin_shutdown(fd, s, now);
@@ -206,6 +217,7 @@ int mpklink_shutdown(int fd, int how) noexcept {
     return result;
   }
   end_shutdown(fd, s, now);
+  if (now & kShutWrite) tap_end(s, true, TapKind::kEnd);
   if (how != SHUT_WR) s->sticky.fetch_or(kStickyIn);      // reads of an empty ring meet its end of file
   refresh_members(s);
   return result;

@@ -29,7 +29,7 @@ bool to_v4(const sockaddr_storage& a, std::uint32_t* address, std::uint16_t* por
   return true;
 }
 
-struct Request {
+struct Query {
   nlmsghdr header;
   inet_diag_req_v2 body;
 };
@@ -50,7 +50,7 @@ void fill_id(const sockaddr_storage& source, const sockaddr_storage& destination
 }
 
 // 1 found, 0 none, -1 no answer.
-int exchange(int netlink, const Request& request, TcpEnd* out) {
+int exchange(int netlink, const Query& request, TcpEnd* out) {
   if (quiet().send(netlink, &request, sizeof request, 0) != sizeof request) return -1;
   alignas(nlmsghdr) char answer[2048];
   const ssize_t n = quiet().recv(netlink, answer, sizeof answer, MSG_DONTWAIT);  // netlink answers within send
@@ -106,7 +106,7 @@ int query_peer(int fd, const sockaddr_storage& local, const sockaddr_storage& pe
     quiet().close(netlink);
     return -1;
   }
-  Request request = {};
+  Query request = {};
   request.header.nlmsg_len = sizeof request;
   request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
   request.header.nlmsg_flags = NLM_F_REQUEST;

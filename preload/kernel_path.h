@@ -5,6 +5,7 @@
 
 #include "preload/hook_scope.h"
 #include "preload/on_unwind.h"
+#include "preload/status.h"
 
 namespace mpklink {
 
@@ -15,6 +16,16 @@ inline void end_kernel_call(void* stream) {
 }
 
 enum class Flow { kIn, kOut };
+
+// By the stream itself, while it has no channel.
+inline void count_tcp_sent(Stream* s, std::uint64_t n) {
+  s->tcp_sent.fetch_add(n);
+  show_tcp_sent(s, n);
+}
+inline void count_tcp_received(Stream* s, std::uint64_t n) {
+  s->tcp_received.fetch_add(n);
+  show_tcp_received(s, n);
+}
 
 // An answer received: usually the peer's thread has been through an operation since the one before, and so through its upgrade step.
 inline void note_turn(Stream* s, Flow flow) {
@@ -41,7 +52,7 @@ bool kernel_operation(int fd, Stream* s, Flow flow, bool counts, ssize_t* result
       undisturbed.allow();
       n = call();
       undisturbed.again();
-      if (n > 0 && counts) (flow == Flow::kIn ? s->tcp_received : s->tcp_sent).fetch_add(static_cast<std::uint64_t>(n));
+      if (n > 0 && counts) (flow == Flow::kIn ? count_tcp_received : count_tcp_sent)(s, static_cast<std::uint64_t>(n));
     }
     const ErrnoSaver keep;
     end_kernel_call(s);

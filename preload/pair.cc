@@ -14,6 +14,7 @@
 #include "preload/log.h"
 #include "preload/messages.h"
 #include "preload/pollers.h"
+#include "preload/probes.h"
 #include "shm/stop_point.h"
 
 namespace mpklink {
@@ -284,6 +285,7 @@ void Wakeups::ring() {
       continue;
     }
     process().counters.bells.fetch_add(1);
+    PROBE0(bell);
     ring_bell(bell, pair_->trusted);
   }
 }

@@ -11,6 +11,7 @@
 #include "preload/on_unwind.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
+#include "preload/probes.h"
 #include "preload/readiness.h"
 #include "preload/revoke.h"
 #include "preload/spin.h"
@@ -316,6 +317,7 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
     kernel_[bell_at] = {bell_, POLLIN, 0};
   }
   process().counters.sleeps.fetch_add(1);
+  PROBE0(sleep);
   int n = 0;
   {
     const OnUnwind owed(cancelled, this);
@@ -329,6 +331,7 @@ int PollCall::sleep(std::int64_t left_ns, const sigset_t* mask, bool* again) {
     }
     undisturbed_.again();
   }
+  PROBE0(wake);
   const bool rung = bell_ >= 0 && kernel_[bell_at].revents != 0;
   kernel_[bell_at] = {-1, 0, 0};
   if (n < 0) return -1;

@@ -11,6 +11,8 @@
 #include "preload/pair.h"
 #include "preload/process.h"
 #include "preload/sleepers.h"
+#include "preload/status.h"
+#include "preload/tap.h"
 #include "shm/raw_syscall.h"
 
 namespace mpklink {
@@ -83,6 +85,7 @@ void close_hidden(int fd) {
 
 void make_way(int fd) {
   const ErrnoSaver keep;
+  if (tap_leave_number(fd)) return fd_table().clear(fd);
   const int moved = real().fcntl(fd, F_DUPFD_CLOEXEC, fd + 1);
   if (moved < 0) return;  // the program's call will take the descriptor; its wake-ups are then slow, not lost
   fd_table().set_hidden(moved);
@@ -94,6 +97,7 @@ void make_way(int fd) {
   }
   if (Stream* s = fd_table().stream(fd)) move_stand_in(s, fd, moved);
   epoll_sets_move_hidden(fd, moved);
+  status_move_hidden(fd, moved);
   for (std::uint32_t i = 0; i < kPairsMax; ++i) {
     Pair* pair = pair_at(i);
     if (pair == nullptr || !pair->used) continue;

@@ -13,6 +13,7 @@
 #include "preload/fork.h"
 #include "preload/allowance.h"
 #include "preload/log.h"
+#include "preload/status.h"
 #include "shm/layout.h"
 #include "shm/pkey.h"
 #include "shm/raw_syscall.h"
@@ -29,7 +30,14 @@ __thread ThreadState t_state;
 
 namespace {
 
-Atomic<Atomic<std::uint32_t>*> g_own_memory;
+const Atomic<std::uint32_t> g_nothing_wanted;
+OwnMemory g_no_own_memory = {Atomic<std::uint32_t>(1), Atomic<const Atomic<std::uint32_t>*>(&g_nothing_wanted), {}};
+
+}  // namespace
+
+Atomic<OwnMemory*> g_own_memory(&g_no_own_memory);
+
+namespace {
 
 enum : std::uint32_t { kUndecided = 0, kInForce = 2, kRefused = 3 };
 constexpr std::size_t kStreamSlots = 16384 + 1024;  // channels and boards together
@@ -85,19 +93,19 @@ bool reserve_range() {
 std::uint32_t ask_thread_id() { return t_state.id = static_cast<std::uint32_t>(raw_syscall(SYS_gettid)); }
 
 void mark_own_memory() {
-  if (g_own_memory.load_relaxed() != nullptr) return;  // relaxed: made or not
+  if (&own_memory() != &g_no_own_memory) return;
   void* at = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return;
-  auto* word = static_cast<Atomic<std::uint32_t>*>(at);
-  word->store_relaxed(1);
-  Atomic<std::uint32_t>* expected = nullptr;
-  const bool wiped = ::madvise(at, kPage, MADV_WIPEONFORK) == 0;                // Linux 4.14
-  if (!wiped || !g_own_memory.compare_exchange(expected, word)) ::munmap(at, kPage);  // SYNC: own memory. Or another was faster
+  auto* own = static_cast<OwnMemory*>(at);
+  own->mine.store_relaxed(1);  // relaxed: published by the next
+  own->wanted.store_relaxed(&g_nothing_wanted);
+  OwnMemory* expected = &g_no_own_memory;
+  const bool wiped = ::madvise(at, kPage, MADV_WIPEONFORK) == 0;                     // Linux 4.14
+  if (!wiped || !g_own_memory.compare_exchange(expected, own)) ::munmap(at, kPage);  // SYNC: own memory. Or another was faster
 }
 
 void notice_fork() {
-  const auto* word = g_own_memory.load_acquire();  // SYNC: own memory
-  if (word != nullptr && word->load_relaxed() == 0) after_fork_in_child_unprepared();  // relaxed: one thread here
+  if (own_memory().mine.load_relaxed() == 0) after_fork_in_child_unprepared();  // relaxed: one thread here
 }
 
 bool in_foreign_child() {
@@ -116,6 +124,7 @@ bool ensure_guard(Reason* reason) {
       if (!p.guard.range().reserved() && !reserve_range()) return *reason = Reason::kNoMemory, false;
       state = decide_guard() ? kInForce : kRefused;
       p.guard_state.store_release(state);  // SYNC: guard decided
+      show_guard();
     }
   }
   if (state == kRefused) *reason = Reason::kGuardRequired;
@@ -157,7 +166,9 @@ void reset_counters() {
 
 void forked_child() {
   Process& p = g_process;
-  if (auto* word = g_own_memory.load_acquire()) word->store_relaxed(1);  // relaxed: one thread here
+  own_memory().mine.store_relaxed(1);  // relaxed: one thread here, as are the next
+  own_memory().wanted.store_relaxed(&g_nothing_wanted);
+  own_memory().shown.store_relaxed(nullptr);
   t_state.id = 0;
   t_state.sections.store_relaxed(0);  // relaxed: the only thread's own
   p.pid.store_relaxed(static_cast<std::uint32_t>(raw_syscall(SYS_getpid)));

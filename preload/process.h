@@ -11,6 +11,7 @@
 #include "preload/settings.h"
 #include "preload/spin_lock.h"
 #include "shm/guard.h"
+#include "shm/status.h"
 
 namespace mpklink {
 
@@ -19,11 +20,39 @@ struct ProcessId {
   bool operator==(const ProcessId& other) const { return word[0] == other.word[0] && word[1] == other.word[1]; }
 };
 
-// Counters of things that cost a system call or happen once a stream; ring bytes are summed from the streams.
-struct Counters {
-  Atomic<std::uint64_t> upgraded, revoked, ring_tx, ring_rx, ring_returned, tcp_tx, tcp_rx, bells, sleeps, spin_hits, slow_waits, reentered;
-  Atomic<std::uint64_t> plain[static_cast<unsigned>(Reason::kCount)];
+// What must not be taken for a forked child's before that is in order: in a page that it finds zeroed (MADV_WIPEONFORK).
+struct OwnMemory {
+  Atomic<std::uint32_t> mine;                   // 0: the child of a fork that no handler of ours has seen yet
+  Atomic<const Atomic<std::uint32_t>*> wanted;  // Requests::wanted, or a word that is 0
+  Atomic<StatusCounters*> shown;                // where tools see the counters; null: nowhere
 };
+extern Atomic<OwnMemory*> g_own_memory;  // by its name nowhere else
+inline OwnMemory& own_memory() { return *g_own_memory.load_acquire(); }  // SYNC: own memory
+
+constexpr std::uint32_t kNotMine = ~0u;
+// What tools ask for (Request), looked at with each operation; kNotMine where OwnMemory is not.
+inline std::uint32_t wanted_now() {
+  const Atomic<std::uint32_t>* word = own_memory().wanted.load_acquire();  // SYNC: status page
+  return __builtin_expect(word != nullptr, 1) ? word->load_relaxed() : kNotMine;  // relaxed: a wish, followed now or next time
+}
+
+// The truth is private; what tools see is a copy that nobody here reads.
+class Counter {
+ public:
+  std::uint64_t load_relaxed() const { return value_.load_relaxed(); }
+  void store_relaxed(std::uint64_t value) { value_.store_relaxed(value); }
+  inline void fetch_add(std::uint64_t n);
+
+ private:
+  Atomic<std::uint64_t> value_;
+};
+
+// Of things that cost a system call or happen once a stream; ring bytes are summed from the streams.
+struct Counters : CountersOf<Counter, Atomic<std::uint64_t>> {
+  Atomic<std::uint64_t> slow_waits, reentered;
+};
+static_assert(sizeof(CountersOf<Counter, Atomic<std::uint64_t>>) == sizeof(StatusCounters));
+static_assert(static_cast<unsigned>(Reason::kCount) <= kStatusReasons);
 
 struct Process {
   Settings settings;
@@ -42,6 +71,14 @@ struct Process {
 
 extern Process g_process;  // by its name nowhere: on the data path, where a call would cost
 inline Process& process() { return g_process; }
+
+inline void Counter::fetch_add(std::uint64_t n) {
+  const std::uint64_t now = value_.fetch_add(n) + n;
+  auto* shown = reinterpret_cast<char*>(own_memory().shown.load_acquire());  // SYNC: status page
+  if (shown == nullptr) return;
+  const auto at = reinterpret_cast<char*>(this) - reinterpret_cast<char*>(&g_process.counters);
+  reinterpret_cast<Atomic<std::uint64_t>*>(shown + at)->store_relaxed(now);  // relaxed: a statistic
+}
 
 // Whether this is a vfork child: it shares our memory, and its calls must not change our tables. A child of _Fork or clone,
 // for which no fork handler ran, is put in order here at its first call.

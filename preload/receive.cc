@@ -26,11 +26,9 @@ namespace {
 
 constexpr std::uint32_t kEmptyReadsBeforeKernel = 8;
 
-void count_tcp_received(Stream* s, std::uint64_t n) {
-  if (s->core == nullptr) {
-    s->tcp_received.fetch_add(n);
-    return;
-  }
+void count_received(Stream* s, std::uint64_t n) {
+  if (s->core == nullptr) return count_tcp_received(s, n);
+  show_tcp_received(s, n);
   process().counters.tcp_rx.fetch_add(n);
   auto& count = s->core->receive.tcp_received;
   count.store_relaxed(count.load_relaxed() + n);  // relaxed: under the receive lock
@@ -115,11 +113,11 @@ Look look_at_ring(Stream* s, const Window& to, int flags, Wakeups* wakeups) {
 bool count_and_follow(Stream* s, ssize_t n, int flags) {
   if (flags & MSG_PEEK) return false;
   if (s->core == nullptr) {
-    count_tcp_received(s, static_cast<std::uint64_t>(n));
+    count_received(s, static_cast<std::uint64_t>(n));
     return false;
   }
   const Gate gate;
-  count_tcp_received(s, static_cast<std::uint64_t>(n));
+  count_received(s, static_cast<std::uint64_t>(n));
   ReceiveState& state = s->core->receive;
   const auto path = static_cast<Path>(state.path.load_relaxed());  // relaxed: under the receive lock
   if (path == Path::kTcpAgain) {

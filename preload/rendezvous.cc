@@ -7,6 +7,7 @@
 #include "preload/holders.h"
 #include "preload/lifetime.h"
 #include "preload/rendezvous_step.h"
+#include "preload/status.h"
 
 namespace mpklink {
 namespace {
@@ -25,7 +26,10 @@ void take_over_counts(Atomic<std::uint64_t>* mine, const Atomic<std::uint64_t>& 
 void begin(int fd, Stream* s) {
   Addresses addresses;
   Reason reason = Reason::kPeerAbsent;  // it has closed already
-  if (!addresses_of(fd, &addresses) || !eligible(s, addresses, &reason)) {
+  const bool connected = addresses_of(fd, &addresses);
+  const bool ours = connected && eligible(s, addresses, &reason);
+  if (connected && reason != Reason::kNotLocal) show_stream(fd, s, addresses);
+  if (!ours) {
     give_up(s, reason);
     return;
   }
@@ -83,7 +87,7 @@ void withdraw_offer(Stream* s, Reason reason) {
   }
   if (withdrawn) {
     detach_channel(s);
-    count_plain(reason);
+    count_plain(s, reason);
   }
   if (accepted) became_shared(s);
   s->receive_lock.unlock();
@@ -106,9 +110,10 @@ void back_to_tcp(Stream* s) {
     s->tries = 0;
     next_try_in(s, kAgainAfter << s->returns++);
   } else if (!s->stay_plain.load_relaxed()) {  // relaxed: as above
-    count_plain(Reason::kReturned);
+    count_plain(s, Reason::kReturned);
   }
   s->state.exchange(static_cast<std::uint32_t>(again ? State::kCandidate : State::kPlain));  // SYNC: pins
+  show_state(s);
 }
 
 void before_rearm(int fd, Stream* s, const EpollMember* member) {

@@ -19,4 +19,6 @@ void withdraw_offer(Stream* s, Reason reason);
 // warm-up, or plain. The caller releases the channel outside of the locks.
 void back_to_tcp(Stream* s);
 
+std::uint32_t layout_version();
+
 }  // namespace mpklink

@@ -105,6 +105,8 @@ bool send_offer(Stream* s, int channel_fd, int board_fd) {
 
 }  // namespace
 
+std::uint32_t layout_version() { return kLayoutVersion; }
+
 // Nobody there is the usual case of a peer without the library, tried some ten times a connection: as few calls as it takes.
 void connector_meet(int fd, Stream* s, const Addresses& addresses) {
   s->rendezvous_step = kMeet;

@@ -13,6 +13,7 @@
 #include "preload/identity.h"
 #include "preload/log.h"
 #include "preload/pollers.h"
+#include "preload/status.h"
 
 namespace mpklink {
 namespace {
@@ -157,8 +158,10 @@ bool claim(Stream* s) {
     // SYNC: kernel_calls. A thread counts itself, then looks at the state; we set the state, then look at the count.
     if (s->kernel_calls.load_relaxed() == 0) {  // relaxed: behind the compare-exchange
       s->state.store_release(static_cast<std::uint32_t>(State::kClaimed));
+      show_state(s);
       return true;
     }
+    show_state(s);
   }
   s->receive_lock.unlock();
   s->send_lock.unlock();
@@ -176,13 +179,14 @@ bool claim_for_channel(Stream* s) {
 // Gives the locks back with the stream in `state`.
 void settle(Stream* s, State state) {
   s->state.store_release(static_cast<std::uint32_t>(state));
+  show_state(s);
   s->receive_lock.unlock();
   s->send_lock.unlock();
 }
 
 void settle_plain(Stream* s, Reason reason) {
   drop_socket(s);
-  count_plain(reason);
+  count_plain(s, reason);
   settle(s, State::kPlain);
 }
 
@@ -217,6 +221,7 @@ void attach_channel(Stream* s, unsigned char* at, std::uint64_t capacity, std::u
 void detach_channel(Stream* s) {
   unmanage_members(s);
   s->state.exchange(static_cast<std::uint32_t>(State::kPlain));  // SYNC: pins
+  show_state(s);
 }
 
 void read_flags(int fd, Stream* s) {

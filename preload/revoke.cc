@@ -13,6 +13,7 @@
 #include "preload/patience.h"
 #include "preload/pollers.h"
 #include "preload/rendezvous.h"
+#include "preload/status.h"
 #include "preload/transfer_lock.h"
 #include "shm/raw_syscall.h"
 #include "shm/stop_point.h"
@@ -194,6 +195,41 @@ bool settle_upgrade(Stream* s, Reason reason) {
   return managed(state_of(s));
 }
 
+// Our sending goes over TCP; the peer is asked for the same, and what is in its ring is read there meanwhile.
+void leave_softly_for(int fd, Stream* s) {
+  freeze_outgoing(fd, s);
+  {
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (lock.held() && s->core != nullptr) call_back(s, false);
+  }
+  path_moved(fd, s);
+}
+
+constexpr std::uint32_t kHeldUpMax = 16;
+
+// A peer that only ever sends does not see that it was asked. Its ring is frozen as soon as it is found empty, so that nothing is late;
+// one that never is has a sender that is at it, and sees that at once.
+void switch_off_incoming(int fd, Stream* s) {
+  bool unread = false;
+  {
+    const TransferLock lock(fd, s, TransferLock::kReceive);
+    if (!lock.held() || s->core == nullptr || state_of(s) != State::kShared) return;
+    {
+      const Gate gate;
+      RingConsumer consumer = consumer_of(s);
+      if (consumer.frozen() || !consumer.refresh()) return;
+      if (consumer.available() != 0 && s->held_up < kHeldUpMax) {
+        s->held_up = s->held_up + 1;
+        return;
+      }
+    }
+    wake_own_sleepers(s);
+    unread = call_back(s, true);
+  }
+  if (unread) wait_until_returned(fd, s);
+  path_moved(fd, s);
+}
+
 }  // namespace
 
 void answer_in_this_process(Stream* s) {
@@ -239,7 +275,9 @@ void end_shutdown(int fd, Stream* s, std::uint32_t how) {
 }
 
 void note_revoked(Stream* s) {
-  if (s->revoke_noted.exchange(1) == 0) process().counters.revoked.fetch_add(1);
+  if (s->revoke_noted.exchange(1) != 0) return;
+  process().counters.revoked.fetch_add(1);
+  show_revoke(s);
 }
 
 void revoke(int fd, Stream* s, Reason reason) {
@@ -250,7 +288,7 @@ void revoke(int fd, Stream* s, Reason reason) {
   if (!managed(state_of(s)) || sections_here() != 0) return;  // in a handler that interrupted us: nothing can be done
   if (!settle_upgrade(s, reason)) return;
   note_uncounted(fd, s, reason);  // it was just being upgraded, perhaps
-  count_plain(reason);
+  count_plain(s, reason);
   freeze_outgoing(fd, s);
   if (freeze_incoming(fd, s)) wait_until_returned(fd, s);
   path_moved(fd, s);
@@ -259,13 +297,19 @@ void revoke(int fd, Stream* s, Reason reason) {
 void leave_softly(int fd, Stream* s) {
   if (s->stay_plain.exchange(1) != 0 || sections_here() != 0) return;
   const ErrnoSaver keep;
-  count_plain(Reason::kForked);
-  freeze_outgoing(fd, s);
-  {
-    const TransferLock lock(fd, s, TransferLock::kReceive);
-    if (lock.held() && s->core != nullptr) call_back(s, false);
-  }
-  path_moved(fd, s);
+  count_plain(s, Reason::kForked);
+  leave_softly_for(fd, s);
+}
+
+void switch_off(int fd, Stream* s) {
+  const State state = state_of(s);
+  if (state == State::kPlain || state == State::kFresh || sections_here() != 0) return;
+  const ErrnoSaver keep;
+  if (s->stay_plain.exchange(1) != 0) return switch_off_incoming(fd, s);
+  make_plain(s, Reason::kSwitchedOff);
+  if (!managed(state_of(s)) || !settle_upgrade(s, Reason::kSwitchedOff)) return;
+  count_plain(s, Reason::kSwitchedOff);
+  leave_softly_for(fd, s);
 }
 
 void ask_for_the_rest(int fd, Stream* s) {
@@ -312,7 +356,7 @@ bool try_answer_freeze(int fd, Stream* s) {
   // Members that waited for room in the ring wait for TCP's now, which may have it: of room that was there all along no edge tells.
   if (returned) refresh_members(s);
   if (s->stalled.exchange(0) != 0) {
-    count_plain(Reason::kStalled);
+    count_plain(s, Reason::kStalled);
     const TransferLock lock(fd, s, TransferLock::kReceive);
     if (lock.held() && s->core != nullptr) call_back(s, false);  // the other direction comes back, too, so that both may begin anew
   }

@@ -12,6 +12,8 @@ void revoke(int fd, Stream* s, Reason reason);
 // For a process that has only inherited the stream (fork): it goes back to TCP at the peer's leisure, and what is in its ring is
 // read there meanwhile. Cheap when it was asked already. No lock held.
 void leave_softly(int fd, Stream* s);
+// The same for a stream that tools have switched off, at each of its operations until it is plain.
+void switch_off(int fd, Stream* s);
 // Every stream with a descriptor that an exec would hand on (not close-on-exec).
 void revoke_inheritable(Reason reason);
 void revoke_all(Reason reason);

@@ -13,6 +13,7 @@
 #include "preload/log.h"
 #include "preload/on_unwind.h"
 #include "preload/pair.h"
+#include "preload/probes.h"
 #include "preload/revoke.h"
 #include "preload/transfer_lock.h"
 #include "preload/transfer_step.h"
@@ -126,14 +127,12 @@ Route put_in_ring(Stream* s, const Window& from, std::size_t want, Wakeups* wake
   return route;
 }
 
-void count_tcp_sent(Stream* s, ssize_t n) {
-  if (s->core == nullptr) {
-    s->tcp_sent.fetch_add(static_cast<std::uint64_t>(n));
-    return;
-  }
-  process().counters.tcp_tx.fetch_add(static_cast<std::uint64_t>(n));
+void count_sent(Stream* s, std::uint64_t n) {
+  if (s->core == nullptr) return count_tcp_sent(s, n);
+  show_tcp_sent(s, n);
+  process().counters.tcp_tx.fetch_add(n);
   const Gate gate;
-  tcp_sent(&s->core->send, static_cast<std::uint64_t>(n));
+  tcp_sent(&s->core->send, n);
 }
 
 Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
@@ -148,7 +147,7 @@ Step kernel_send(const Call& c, std::size_t skip, std::size_t limit) {
   const ssize_t n = quiet().sendmsg(c.fd, &header, flags);
   if (n < 0) return failed(errno);
   STOP_POINT("tcp-sent");
-  count_tcp_sent(c.s, n);
+  count_sent(c.s, static_cast<std::uint64_t>(n));
   return moved(n);
 }
 
@@ -196,6 +195,7 @@ Step send_step(const Call& c, std::size_t skip, std::size_t want) {
   if (route.fault) return failed(EFAULT);
   if (behind) return failed(EAGAIN);
   if (route.full) {
+    PROBE1(ring__full, c.fd);
     look_for_orphan(c.fd, s, true);
     members_want_space(s);
     Step full = failed(EAGAIN);

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include <cstddef>
+#include <initializer_list>
 
 #include "preload/assert.h"
 #include "preload/epoll_set.h"
@@ -21,6 +22,8 @@
 #include "preload/pollers.h"
 #include "preload/revoke.h"
 #include "preload/sleepers.h"
+#include "preload/status.h"
+#include "preload/tap.h"
 
 namespace mpklink {
 
@@ -32,12 +35,15 @@ SpinLock g_slab_lock;
 Stream* g_free_streams = nullptr;
 
 bool add_chunk() {
+  std::uint32_t index = 0;
   for (Atomic<Stream*>& word : g_stream_chunks) {
+    index += kStreamChunk;
     if (word.load_relaxed() != nullptr) continue;  // relaxed: under the lock
     void* at = ::mmap(nullptr, sizeof(Stream) * kStreamChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) return false;
     auto* const chunk = static_cast<Stream*>(at);
-    for (std::uint32_t i = 0; i < kStreamChunk; ++i) {
+    for (std::uint32_t i = kStreamChunk; i-- > 0;) {  // low numbers are used first: tools look at all rows below the highest
+      chunk[i].index = --index;
       chunk[i].next_free = g_free_streams;
       g_free_streams = &chunk[i];
     }
@@ -74,12 +80,17 @@ void reset_stream(Stream* s) {
   s->rearming = nullptr;
   s->late = false;
   s->members = nullptr;
+  s->row.store_relaxed(&g_no_row);  // relaxed: nobody else has it
+  s->ports = 0;
+  s->why = 0;
+  s->held_up = 0;
   s->ring_tx_base = s->ring_rx_base = 0;
   s->tcp_tx_base = s->tcp_rx_base = 0;
   Atomic<std::uint32_t>* const words[] = {
       &s->forked, &s->nonblocking, &s->sticky, &s->pending_error, &s->send_over_tcp, &s->empty_reads, &s->poisoned, &s->end_reported, &s->bells_lost,
       &s->shut, &s->ended, &s->low_water, &s->inq, &s->zero_copy, &s->stay_plain, &s->stalled, &s->answered, &s->revoke_noted, &s->last_fd,
-      &s->sends_after_fin, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in};
+      &s->sends_after_fin, &s->operations, &s->next_try, &s->fds, &s->sleepers, &s->stand_in,
+      &s->told_to_tap};
   for (auto* word : words) word->store_relaxed(0);
   s->spin.forget();
   Atomic<std::uint64_t>* const wide[] = {&s->receive_timeout_ns, &s->send_timeout_ns, &s->tcp_sent, &s->tcp_received, &s->patience_ns,
@@ -98,6 +109,7 @@ void account_tcp_bytes(Stream* s) {
 
 void free_stream(Stream* s) {
   account_tcp_bytes(s);
+  hide_stream(s);
   set_state(s, State::kFree);
   if (!lock_slab()) return;  // lost: one slot, in a handler that closes a socket while socket() is interrupted
   s->next_free = g_free_streams;
@@ -161,6 +173,7 @@ void close_managed(int fd, Stream* s) {
 // What TCP's close must look like to the peer, then the end of the object. fd -1: the kernel has closed it already.
 __attribute__((cold)) void end_stream(int fd, Stream* s) {
   const ErrnoSaver keep;
+  tap_end(s, true, TapKind::kEnd);
   s->step_lock.lock();  // no upgrade step is under way, and none begins: the table no longer knows the stream
   detach_members(s);
   const std::uint32_t operations = s->operations.load_relaxed();  // relaxed: the last descriptor is going
@@ -290,20 +303,11 @@ void enter_stream(int fd, Stream* stream) {
 }
 
 void make_plain(Stream* stream, Reason reason) {
-  std::uint32_t expected = static_cast<std::uint32_t>(State::kCandidate);
-  const auto plain = static_cast<std::uint32_t>(State::kPlain);
-  if (stream->state.compare_exchange(expected, plain)) {
-    count_plain(reason);
-    return;
+  // kFresh: a socket not connected yet. What it will carry stays on TCP all the same.
+  for (const State from : {State::kCandidate, State::kSettling, State::kFresh}) {
+    auto expected = static_cast<std::uint32_t>(from);
+    if (stream->state.compare_exchange(expected, static_cast<std::uint32_t>(State::kPlain))) return count_plain(stream, reason);
   }
-  expected = static_cast<std::uint32_t>(State::kSettling);
-  if (stream->state.compare_exchange(expected, plain)) {
-    count_plain(reason);
-    return;
-  }
-  // A socket not connected yet: what it will carry stays on TCP all the same.
-  expected = static_cast<std::uint32_t>(State::kFresh);
-  if (stream->state.compare_exchange(expected, plain)) count_plain(reason);
 }
 
 bool note_full(Stream* s, std::uint64_t head) {
@@ -381,6 +385,7 @@ void became_shared(Stream* s) {
   if (!s->state.compare_exchange(expected, static_cast<std::uint32_t>(State::kShared))) return;
   process().counters.upgraded.fetch_add(1);
   s->pair->established = true;
+  show_upgrade(s);
 }
 
 void account_ring_bytes(Stream* s) {
@@ -394,7 +399,7 @@ void account_ring_bytes(Stream* s) {
 }
 
 void drop_number(int fd, Stream* s) {
-  if (s->fds.fetch_add(~std::uint32_t{0}) != 1) return;
+  if (s->fds.fetch_add(~std::uint32_t{0}) != 1) return show_other_fd(fd, s);
   if (sections_here() != 0) {
     defer(s, kDeferredEnd);
   } else {

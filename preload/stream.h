@@ -12,6 +12,7 @@ namespace mpklink {
 
 struct Pair;
 struct EpollMember;
+struct StatusRow;
 
 enum class State : std::uint32_t {
   kFree,
@@ -134,6 +135,12 @@ struct Stream {
   Atomic<std::uint32_t> last_fd;       // the one entered last; perhaps not its any more
   SpinLock members_lock;
   Hint<EpollMember*> members;          // its registrations in epoll sets; under members_lock
+  std::uint32_t index;                 // in the slab, and of its row
+  Atomic<StatusRow*> row;              // where tools see it (preload/status.h); never null
+  Hint<std::uint32_t> ports;           // local << 16 | peer; 0: not known yet
+  Hint<std::uint32_t> why;             // Reason + 1 why it is plain or came back last; 0: none of ours
+  Atomic<std::uint32_t> told_to_tap;   // ends and resets (preload/tap.h)
+  Hint<std::uint32_t> held_up;         // operations that found its ring not empty since it was switched off
   std::uint64_t tcp_tx_base, tcp_rx_base;    // what TCP had carried when this process came to it, or counted last
   std::uint64_t ring_tx_base, ring_rx_base;  // what the ring had carried when this process came to it (fork)
   Stream* next_free;
@@ -163,6 +170,7 @@ inline State state_of(const Stream* s) { return static_cast<State>(s->state.load
 // The stream stays on TCP, with the reason counted (once). For streams that are not managed.
 void make_plain(Stream* stream, Reason reason);
 void count_plain(Reason reason);
+void count_plain(Stream* s, Reason reason);  // and tells tools
 
 // The descriptor is gone (closed, overwritten, or found to be something else). The last one ends the stream.
 void forget_fd(int fd);

@@ -62,7 +62,7 @@ bool Parts::cut(std::size_t skip, std::size_t limit, Window* window) const {
 
 void poison(int fd, Stream* s) {
   if (s->poisoned.exchange(1) != 0) return;
-  count_plain(Reason::kPeerLied);
+  count_plain(s, Reason::kPeerLied);
   log(LogLevel::kError, FMT_COMPILE("the peer's indices are impossible; fd {} is reset"), fd);
   const ErrnoSaver keep;
   const linger reset = {1, 0};

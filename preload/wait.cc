@@ -13,6 +13,7 @@
 #include "preload/on_unwind.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
+#include "preload/probes.h"
 #include "preload/readiness.h"
 #include "preload/revoke.h"
 #include "preload/sleepers.h"
@@ -184,6 +185,7 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, Path path, ThreadPoller* po
   timespec timeout = {};
   timespec* limit = remaining(wait.deadline_ns, cap, &timeout, capped);
   process().counters.sleeps.fetch_add(1);
+  PROBE0(sleep);
   Cleanup cleanup = {poller, s, fd_table().hidden(fd)};
   int n = 0;
   {
@@ -192,6 +194,7 @@ int sleep_on(Stream* s, int fd, std::uint32_t event, Path path, ThreadPoller* po
     n = wait.interrupted() ? -1 : real().ppoll(p, poller->bell() >= 0 ? 2 : 1, limit, nullptr);
     wait.undisturbed->again();
   }
+  PROBE0(wake);
   if (n > 0) {
     const auto news = static_cast<std::uint32_t>(static_cast<unsigned short>(p[0].revents));
     if (fd_table().names(fd, s)) note_kernel_events(s, news);  // closed meanwhile: the number may be another file's

@@ -6,7 +6,10 @@
 // * The library only writes what tools read, and only reads `Requests`, which tools write. What stands there, whoever wrote it,
 //   can make a stream go back to TCP or copy its bytes to a socket of the same user: never more.
 // * No payload, no addresses of memory. It lies outside of the guarded range, as it has to be writable without a gate.
-// * A row is whole when its `sequence` is even and the same before and after it was read; counters in it move at any time.
+// * A row is whole when its `sequence` is even and the same before and after it was read: then its addresses, ports, connector and since_ns
+//   are one stream's. All else in it moves at any time.
+// * It is made when the process first listens on TCP, or connects to or accepts from loopback. A forked child has one of its own from the
+//   first operation on that it makes on a stream; it is gone with exec. Whoever the process was when it was made owns it, also after setuid.
 // * Tools take any content: lengths and numbers are bounds-checked, strings are cut at their array.
 //
 // kStatusVersion: bump it whenever an offset or a meaning changes. A tool of another version says so and shows only that.
@@ -34,7 +37,7 @@ enum class RowMode : std::uint32_t {
 
 // One stream. Addresses as sockaddr_in6 has them, IPv4 as v4-mapped.
 struct alignas(64) StatusRow {
-  Atomic<std::uint32_t> sequence;  // odd while all but the counters is being changed
+  Atomic<std::uint32_t> sequence;  // odd while the row is taken or given back
   Atomic<std::uint32_t> mode;      // RowMode
   Atomic<std::uint32_t> reason;    // why plain, or why it came back: Reason + 1; 0: none
   Atomic<std::uint32_t> fd;        // a descriptor of this process that names it
@@ -42,19 +45,31 @@ struct alignas(64) StatusRow {
   Atomic<std::uint32_t> ports;      // local << 16 | peer
   Atomic<std::uint32_t> connector;  // 1: this end called connect()
   Atomic<std::uint64_t> since_ns;   // CLOCK_MONOTONIC, when the row was taken
-  Atomic<std::uint32_t> upgrades, revokes;
-  // Counters, stored with each operation.
-  alignas(64) Atomic<std::uint64_t> tx_bytes;  // what the program sent and received, over either path
+  // Counters, stored at the end of each operation, without a locked instruction: where two threads send (or receive) on one stream at once, one
+  // of them may not be counted. In a forked child they begin at 0.
+  alignas(64) Atomic<std::uint64_t> tx_bytes;  // what the program sent and received, over either path; a look (MSG_PEEK) does not count
   Atomic<std::uint64_t> rx_bytes;
   Atomic<std::uint64_t> tx_calls, rx_calls;
+  Atomic<std::uint64_t> tcp_tx_bytes, tcp_rx_bytes;  // of these what went over TCP; the rest (never below 0) went through a ring
+  Atomic<std::uint32_t> upgrades, revokes;
 };
+static_assert(sizeof(StatusRow) == 128);
 
-// Counters of the process, as in the line of MPKLINK_STATS.
-struct StatusCounters {
-  Atomic<std::uint64_t> upgraded, revoked, ring_tx, ring_rx, ring_returned, tcp_tx, tcp_rx, bells, sleeps, spin_hits, gates, gate_found_open;
-  Atomic<std::uint64_t> tap_records, tap_dropped;  // messages of `dump`: sent, and not taken by its socket
-  Atomic<std::uint64_t> plain[kStatusReasons];
+// Counters of the process, as in the line of MPKLINK_STATS, but for what is said here.
+// * upgraded, revoked, ring_returned, bells, sleeps, spin_hits, plain: at any time.
+// * ring_tx, ring_rx, tcp_tx, tcp_rx: only of streams that had a row and have ended. Whoever wants to know them now adds those of the rows.
+// * gates, gate_found_open: as of the last time that a stream came, ended or changed its mode.
+template <class Word, class Bytes>
+struct CountersOf {
+  Word upgraded, revoked;
+  Bytes ring_tx, ring_rx;
+  Word ring_returned;
+  Bytes tcp_tx, tcp_rx;
+  Word bells, sleeps, spin_hits, gates, gate_found_open;
+  Word tap_records, tap_dropped;  // messages of `dump`: sent, and not taken by its socket (or lost on the way there)
+  Word plain[kStatusReasons];
 };
+using StatusCounters = CountersOf<Atomic<std::uint64_t>, Atomic<std::uint64_t>>;
 
 enum Request : std::uint32_t {
   kRequestOff = 1,       // streams go back to TCP and new ones stay there: all, or those of `off_ports`
@@ -62,7 +77,11 @@ enum Request : std::uint32_t {
   kRequestTap = 4,       // bytes are copied to the abstract SOCK_SEQPACKET socket `tap_name`
 };
 
-// Written by tools, read by the library.
+// Written by tools, read by the library. A process sees them at its next operation on a stream: one that sleeps in poll, epoll_wait or recv goes
+// on sleeping, and what it then wakes for is not the next operation yet.
+// Off: a stream that is shared leaves its rings within the next few operations; it and all that are met meanwhile stay on TCP to their end
+// (reason switched-off), also after `on`, which is `wanted` without kRequestOff; streams made after that are upgraded as ever.
+// Tap: where nobody listens any more, the library clears kRequestTap itself.
 struct alignas(64) Requests {
   Atomic<std::uint32_t> wanted;    // Request, 0 at rest: the one word that is looked at with each operation
   Atomic<std::uint32_t> tap_length;  // of tap_name, which is complete before kRequestTap is set
@@ -95,7 +114,7 @@ constexpr std::size_t kStatusBytes = sizeof(StatusHeader) + sizeof(StatusRow) * 
 enum class TapKind : std::uint32_t {
   kData = 1,    // `length` bytes of the stream at `offset`
   kEnd = 2,     // this direction has ended (FIN: shutdown, close, or read as the end)
-  kReset = 3,
+  kReset = 3,   // the connection was reset
 };
 constexpr std::uint32_t kTapMagic = 0x504b504d;
 constexpr std::size_t kTapPayload = 16384;
@@ -103,7 +122,7 @@ struct TapRecord {
   std::uint32_t magic;
   TapKind kind;
   std::uint64_t time_ns;         // CLOCK_REALTIME
-  std::uint64_t offset;          // of the first byte in this direction of the connection, counted from 0, over both paths
+  std::uint64_t offset;          // of the first byte in this direction, of what this process moved, counted from 0, over both paths
   std::uint64_t dropped;         // records of this process that were not taken before this one
   std::uint32_t pid, row;        // row: number of the stream's row, to tell apart connections that reuse addresses
   std::uint32_t length;          // bytes of payload
@@ -111,7 +130,7 @@ struct TapRecord {
   std::uint8_t local[16], peer[16];
   std::uint16_t local_port, peer_port;
   std::uint8_t connector;
-  std::uint8_t shared;           // 1: went through the ring
+  std::uint8_t shared;           // 1: the stream is shared; its first and last bytes may go over TCP all the same
   std::uint8_t reserved[2];
 };
 static_assert(sizeof(TapRecord) == 88);
