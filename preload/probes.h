@@ -11,6 +11,9 @@
 #pragma once
 #ifdef MPKLINK_USDT
 #include <sys/sdt.h>
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wgnu-zero-variadic-macro-arguments"  // of sdt.h's macros, which are expanded where a probe is
+#endif
 #define PROBE0(name) DTRACE_PROBE(mpklink, name)
 #define PROBE1(name, a) DTRACE_PROBE1(mpklink, name, a)
 #define PROBE2(name, a, b) DTRACE_PROBE2(mpklink, name, a, b)

@@ -12,7 +12,6 @@
 #include "preload/pair.h"
 #include "preload/patience.h"
 #include "preload/pollers.h"
-#include "preload/probes.h"
 #include "preload/rendezvous.h"
 #include "preload/status.h"
 #include "preload/transfer_lock.h"
@@ -278,8 +277,6 @@ void end_shutdown(int fd, Stream* s, std::uint32_t how) {
 void note_revoked(Stream* s) {
   if (s->revoke_noted.exchange(1) != 0) return;
   process().counters.revoked.fetch_add(1);
-  const std::uint32_t why = s->why;
-  PROBE2(revoke, s->last_fd.load_relaxed(), why == 0 ? "peer" : kReasonTexts[why - 1].slug);  // relaxed: a hint
   show_revoke(s);
 }
 

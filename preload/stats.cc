@@ -8,7 +8,9 @@
 #include <unistd.h>
 
 #include "preload/log.h"
+#include "preload/probes.h"
 #include "preload/process.h"
+#include "preload/status.h"
 #include "preload/stream.h"
 
 namespace mpklink {
@@ -93,6 +95,13 @@ void count_plain(Reason reason) {
   process().counters.plain[i].fetch_add(1);
   log(LogLevel::kInfo, FMT_COMPILE("a connection stays on TCP [{}]: {} {}"), kReasonTexts[i].slug, kReasonTexts[i].sentence,
       kReasonTexts[i].remedy);
+}
+
+void count_plain(Stream* s, Reason reason) {
+  s->why = static_cast<std::uint32_t>(reason) + 1;
+  show_state(s);
+  PROBE2(plain, s->last_fd.load_relaxed(), kReasonTexts[static_cast<unsigned>(reason)].slug);  // relaxed: a hint
+  count_plain(reason);
 }
 
 void write_stats_before_exec() {

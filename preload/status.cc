@@ -9,6 +9,7 @@
 
 #include "preload/eligibility.h"
 #include "preload/pollers.h"
+#include "preload/probes.h"
 #include "preload/rendezvous.h"
 #include "preload/revoke.h"
 #include "shm/segment.h"
@@ -32,7 +33,7 @@ StatusRow* rows_of(StatusHeader* page) { return reinterpret_cast<StatusRow*>(pag
 
 // What tools read is the page's; where it is not there, or another process's, it goes nowhere.
 StatusRow* row_of(const Stream* s) {
-  return own_memory().mine.load_relaxed() != 0 ? s->row.load_relaxed() : &g_no_row;  // relaxed: see show_sent
+  return own_memory().mine.load_relaxed() != 0 ? s->row.load_relaxed() : &g_no_row;  // relaxed: see row_now
 }
 
 RowMode mode_of(State state) {
@@ -94,6 +95,7 @@ StatusHeader* map_page(int* hidden) {
 }
 
 bool make_page() {
+  notice_fork();  // or the page is the parent's
   if (g_page.load_acquire() != nullptr) return true;  // SYNC: status page
   if (process().settings.disabled || g_failures.load_relaxed() >= kFailuresMax) return false;  // relaxed: a hint
   if (in_foreign_child() || g_making.held_by_this_thread()) return false;
@@ -194,6 +196,7 @@ void show_inherited(int fd, Stream* s) {
 }
 
 void show_if_loopback(int fd, Stream* s, const sockaddr* peer, socklen_t size) {
+  const ErrnoSaver keep;
   sockaddr_storage copy = {};
   memcpy(&copy, peer, size < sizeof(sockaddr_in6) ? size : sizeof(sockaddr_in6));
   Addresses addresses;
@@ -240,9 +243,14 @@ void show_upgrade(Stream* s) {
   StatusRow* const row = row_of(s);
   row->upgrades.fetch_add(1);
   show_state(s);
+  PROBE2(upgrade, s->last_fd.load_relaxed(), s->index);  // relaxed: a hint
 }
 
-void show_revoke(Stream* s) { row_of(s)->revokes.fetch_add(1); }
+void show_revoke(Stream* s) {
+  row_of(s)->revokes.fetch_add(1);
+  const std::uint32_t why = s->why;
+  PROBE2(revoke, s->last_fd.load_relaxed(), why == 0 ? "peer" : kReasonTexts[why - 1].slug);  // relaxed: a hint
+}
 
 void show_other_fd(int closed, Stream* s) {
   StatusRow* const row = row_of(s);

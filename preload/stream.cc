@@ -20,7 +20,6 @@
 #include "preload/log.h"
 #include "preload/pair.h"
 #include "preload/pollers.h"
-#include "preload/probes.h"
 #include "preload/revoke.h"
 #include "preload/sleepers.h"
 #include "preload/status.h"
@@ -311,13 +310,6 @@ void make_plain(Stream* stream, Reason reason) {
   }
 }
 
-void count_plain(Stream* s, Reason reason) {
-  s->why = static_cast<std::uint32_t>(reason) + 1;
-  show_state(s);
-  PROBE2(plain, s->last_fd.load_relaxed(), kReasonTexts[static_cast<unsigned>(reason)].slug);  // relaxed: a hint
-  count_plain(reason);
-}
-
 bool note_full(Stream* s, std::uint64_t head) {
   constexpr std::uint64_t kStallNs = 500000000;
   const std::uint64_t now = now_ns();
@@ -394,7 +386,6 @@ void became_shared(Stream* s) {
   process().counters.upgraded.fetch_add(1);
   s->pair->established = true;
   show_upgrade(s);
-  PROBE2(upgrade, s->last_fd.load_relaxed(), s->index);  // relaxed: a hint
 }
 
 void account_ring_bytes(Stream* s) {

@@ -10,7 +10,7 @@ packages=(
   libfmt-dev libcli11-dev nlohmann-json3-dev libunwind-dev catch2
   wrk redis-server redis-tools curl libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0
   python3 python3-pytest python3-pytest-xdist strace gdb valgrind spin procps iproute2 tmux
-  qemu-system-x86 xz-utils
+  qemu-system-x86 xz-utils systemtap-sdt-dev
 )
 bench_packages=(iperf3 nghttp2-client gnuplot-nox libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev)
 service_packages=(
