@@ -86,6 +86,9 @@ std::string directory_of(const std::string& path) {
 /// The program's own libc must define all that the library needs of it, or ld.so ends the program before main(). It
 /// lies beside the loader in every distribution; where it does not, nothing is known.
 void check_libc(const std::string& library, const std::string& loader) {
+  if (loader.empty())
+    throw Refusal(mpklink::kExitCannotWrap,
+                  "which libc it uses cannot be seen; make the program readable for its user");
   const std::string libc = directory_of(loader) + "/libc.so.6";
   const Fd ours(open(library.c_str(), O_RDONLY | O_CLOEXEC));
   const Fd theirs(open(libc.c_str(), O_RDONLY | O_CLOEXEC));
