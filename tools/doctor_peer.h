@@ -25,28 +25,31 @@ struct Peer {
   std::string title() const;
 };
 
-/// The processes around, looked at once.
+/// The processes around, looked at once. Who has a socket is the kernel's word; what a process says of it on its status
+/// page comes second.
 class Neighbourhood {
  public:
   Neighbourhood();
+  Neighbourhood(const Neighbourhood&) = delete;
+  Neighbourhood& operator=(const Neighbourhood&) = delete;
+
   const ProcessStatus* status_of(pid_t pid) const;
   /// The other end of a stream of `pid`.
   Peer peer_of(pid_t pid, const Stream& stream) const;
 
  private:
-  Peer by_row(pid_t pid, const Stream& stream) const;
-  Peer by_socket(pid_t pid, const Stream& stream) const;
-
-  struct Place {
-    std::size_t process;
-    const Stream* row;
-  };
   using Ends = std::pair<Endpoint, Endpoint>;  // local, peer
+  /// The processes that have the other end's socket, and its owner.
+  std::vector<pid_t> owners_of(pid_t pid, const Ends& ends, uid_t* uid) const;
+
+  Peer look_at_peer(pid_t pid, pid_t peer) const;
+
   std::vector<ProcessStatus> processes_;
-  std::map<std::pair<std::uint64_t, Ends>, Place> rows_;  // by network namespace
+  std::map<std::pair<pid_t, Ends>, const Stream*> rows_;
   // What costs a walk through all of /proc is asked when somebody needs it first.
   mutable std::optional<std::map<std::uint64_t, std::vector<pid_t>>> owners_;
   mutable std::map<pid_t, std::map<Ends, TcpSocket>> sockets_;
+  mutable std::map<std::pair<pid_t, pid_t>, Peer> peers_;  // of thousands of connections there are few
 };
 
 /// What there is to say of the other end of a connection that `process` has, and what to do where it keeps connections

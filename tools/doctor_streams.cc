@@ -22,7 +22,7 @@ std::string stream_text(const Stream& s) {
   return fmt::format("{} -> {}", endpoint_text(s.local), endpoint_text(s.peer));
 }
 
-/// The end of a connection that is of no use to whom it is told to is a note only.
+/// A reason that nothing can be done about is no warning.
 bool can_be_helped(const std::string& remedy) {
   return remedy.rfind("None", 0) != 0;
 }
