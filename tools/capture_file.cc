@@ -30,10 +30,14 @@ CaptureFile::CaptureFile(const std::string& path) : path_(path == "-" ? "standar
   if (path == "-" && stdout_is_terminal()) {
     throw UsageError("a capture is not for terminals; say -w FILE, or: mpklink dump -w - | tshark -r -");
   }
-  fd_ = path == "-" ? STDOUT_FILENO : open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  fd_ = path == "-" ? STDOUT_FILENO : open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
   if (fd_ < 0) refuse(path_, errno);
   struct stat st;
   is_file_ = fstat(fd_, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+void CaptureFile::begin() {
+  if (is_file_ && fd_ != STDOUT_FILENO && ftruncate(fd_, 0) != 0) refuse(path_, errno);
 }
 
 CaptureFile::~CaptureFile() {

@@ -11,8 +11,9 @@ namespace mpklink {
 
 class CaptureFile {
  public:
-  /// "-" is standard output. A file is its owner's alone: it has what was said in private.
+  /// "-" is standard output. A file is its owner's alone: it has what was said in private. What it had before stays until begin().
   explicit CaptureFile(const std::string& path);
+  void begin();
   ~CaptureFile();
   CaptureFile(const CaptureFile&) = delete;
   CaptureFile& operator=(const CaptureFile&) = delete;

@@ -50,6 +50,7 @@ class Dump {
     statistics_.start_ns = now_ns(CLOCK_REALTIME);
     tap_.ask_processes();
     if (!tap_.has_processes()) complain("no process of yours has the library yet; waiting for one: mpklink run -- PROGRAM");
+    file_.begin();
     file_.write(pcapng_begin("mpklink " MPKLINK_VERSION, "mpklink"), signals_);
     file_.flush(signals_);
     const Clock::time_point begin = Clock::now();

@@ -58,7 +58,7 @@ std::string streams_metric(const std::vector<ProcessStatus>& processes) {
   for (const ProcessStatus& process : processes) {
     if (!process.content) continue;
     std::map<std::pair<std::string, std::string>, std::uint64_t> counts;
-    for (const Stream& stream : process.content->streams) {
+    for (const StreamInfo& stream : process.content->streams) {
       ++counts[{mode_text(stream.mode, *process.content), stream.reason == 0 ? "" : reason_slug(stream.reason)}];
     }
     for (const auto& entry : counts) {
@@ -96,20 +96,20 @@ std::string fallbacks_metric(const std::vector<ProcessStatus>& processes) {
 struct PlainCounter {
   const char* name;
   const char* help;
-  std::uint64_t Counters::*counter;
+  std::uint64_t ProcessCounters::*counter;
 };
 
 constexpr PlainCounter kPlainCounters[] = {
-    {"mpklink_upgrades_total", "Streams that moved into shared memory.", &Counters::upgraded},
-    {"mpklink_revokes_total", "Streams that moved back to TCP.", &Counters::revoked},
-    {"mpklink_ring_returned_bytes_total", "Bytes that were in a ring when their stream moved back, and went over TCP.", &Counters::ring_returned},
-    {"mpklink_bells_total", "Wake-ups of the other end: each a system call.", &Counters::bells},
-    {"mpklink_sleeps_total", "Waits in the kernel.", &Counters::sleeps},
-    {"mpklink_spin_hits_total", "Waits that a short busy wait made unnecessary.", &Counters::spin_hits},
-    {"mpklink_gates_total", "Times that guarded memory was opened.", &Counters::gates},
-    {"mpklink_gate_found_open_total", "Times that guarded memory was found open on entry: never, if all is well.", &Counters::gate_found_open},
-    {"mpklink_tap_records_total", "Records sent to mpklink dump.", &Counters::tap_records},
-    {"mpklink_tap_dropped_total", "Records that mpklink dump did not take in time.", &Counters::tap_dropped},
+    {"mpklink_upgrades_total", "Streams that moved into shared memory.", &ProcessCounters::upgraded},
+    {"mpklink_revokes_total", "Streams that moved back to TCP.", &ProcessCounters::revoked},
+    {"mpklink_ring_returned_bytes_total", "Bytes that were in a ring when their stream moved back, and went over TCP.", &ProcessCounters::ring_returned},
+    {"mpklink_bells_total", "Wake-ups of the other end: each a system call.", &ProcessCounters::bells},
+    {"mpklink_sleeps_total", "Waits in the kernel.", &ProcessCounters::sleeps},
+    {"mpklink_spin_hits_total", "Waits that a short busy wait made unnecessary.", &ProcessCounters::spin_hits},
+    {"mpklink_gates_total", "Times that guarded memory was opened.", &ProcessCounters::gates},
+    {"mpklink_gate_found_open_total", "Times that guarded memory was found open on entry: never, if all is well.", &ProcessCounters::gate_found_open},
+    {"mpklink_tap_records_total", "Records sent to mpklink dump.", &ProcessCounters::tap_records},
+    {"mpklink_tap_dropped_total", "Records that mpklink dump did not take in time.", &ProcessCounters::tap_dropped},
 };
 
 std::string plain_counter(const std::vector<ProcessStatus>& processes, const PlainCounter& counter) {

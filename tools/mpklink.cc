@@ -25,6 +25,12 @@ constexpr AddCommand kCommands[] = {
     add_reasons,
     add_man,
     add_completion,
+    add_ss,
+    add_top,
+    add_metrics,
+    add_dump,
+    add_off,
+    add_on,
 };
 
 bool is_option(const std::string& word) {

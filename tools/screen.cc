@@ -35,8 +35,8 @@ void Screen::take() {
 
 /// Also when the terminal is gone, hence no complaint.
 void Screen::give_back() {
-  if (write(STDOUT_FILENO, kFirstScreen.data(), kFirstScreen.size()) < 0) return;
   if (keys_) tcsetattr(STDIN_FILENO, TCSANOW, &before_);
+  if (write(STDOUT_FILENO, kFirstScreen.data(), kFirstScreen.size()) < 0) return;
 }
 
 std::size_t Screen::rows() const {

@@ -30,13 +30,13 @@ std::string owner_text(const StreamView& view, bool with_fd) {
 }
 
 /// Below its row: what the reason means and what helps.
-std::string explanation(const Stream& stream) {
+std::string explanation(const StreamInfo& stream) {
   if (stream.reason == 0) return {};
   return fmt::format("    {}: {}\n    Remedy: {}\n", reason_slug(stream.reason), reason_sentence(stream.reason), reason_remedy(stream.reason));
 }
 
 std::vector<std::string> stream_row(const StreamView& view, const SsRequest& request) {
-  const Stream& stream = *view.stream;
+  const StreamInfo& stream = *view.stream;
   return {state_text(stream.mode), mode_text(stream.mode, *view.process->content), queue_text(view.receive_queue), queue_text(view.send_queue),
           endpoint_text(stream.local), endpoint_text(stream.peer), short_number(stream.tx_bytes), short_number(stream.rx_bytes),
           stream.reason == 0 ? "-" : reason_slug(stream.reason), owner_text(view, request.fds)};
@@ -67,7 +67,7 @@ std::string process_table(const std::vector<ProcessStatus>& processes) {
   for (const ProcessStatus& process : processes) {
     if (!process.content) continue;
     const PageContent& content = *process.content;
-    const Counters& c = content.counters;
+    const ProcessCounters& c = content.counters;
     const PathBytes bytes = path_bytes(content);
     rows.push_back({process_text(process.process), printable(content.library_version), content.disabled ? "disabled" : guard_text(content),
                     short_number(content.streams.size() + content.rows_missing), short_number(c.upgraded), short_number(c.revoked),

@@ -35,9 +35,9 @@ Endpoint endpoint(const Atomic<std::uint64_t> (&address)[2], std::uint32_t port)
   return end;
 }
 
-Stream copy_row(const StatusRow& row) {
+StreamInfo copy_row(const StatusRow& row) {
   // relaxed throughout: ordered by the sequence around it; counters move on their own
-  Stream stream;
+  StreamInfo stream;
   stream.mode = static_cast<RowMode>(row.mode.load_relaxed());
   stream.reason = row.reason.load_relaxed();
   stream.fd = row.fd.load_relaxed();
@@ -58,11 +58,11 @@ Stream copy_row(const StatusRow& row) {
 }
 
 /// Nothing: free, impossible, or never at rest.
-std::optional<Stream> read_row(const StatusRow& row) {
+std::optional<StreamInfo> read_row(const StatusRow& row) {
   for (int i = 0; i < kReadTries; ++i) {
     const std::uint32_t before = row.sequence.load_acquire();  // SYNC: row written
     if (before % 2 != 0) continue;
-    Stream stream = copy_row(row);
+    StreamInfo stream = copy_row(row);
     thread_fence_seq_cst();                               // the copy before the second look
     if (row.sequence.load_relaxed() != before) continue;  // relaxed: behind the fence
     if (stream.mode == RowMode::kFree || stream.mode > RowMode::kPlain) return std::nullopt;
@@ -71,9 +71,9 @@ std::optional<Stream> read_row(const StatusRow& row) {
   return std::nullopt;
 }
 
-Counters copy_counters(const StatusCounters& from) {
+ProcessCounters copy_counters(const StatusCounters& from) {
   // relaxed: numbers that move on their own
-  Counters to;
+  ProcessCounters to;
   to.upgraded = from.upgraded.load_relaxed();
   to.revoked = from.revoked.load_relaxed();
   to.ring_tx = from.ring_tx.load_relaxed();
@@ -92,7 +92,7 @@ Counters copy_counters(const StatusCounters& from) {
   return to;
 }
 
-std::array<std::uint64_t, 4> bytes_of_ended(const Counters& counters) {
+std::array<std::uint64_t, 4> bytes_of_ended(const ProcessCounters& counters) {
   return {counters.ring_tx, counters.ring_rx, counters.tcp_tx, counters.tcp_rx};
 }
 
@@ -160,16 +160,16 @@ PageContent StatusPage::read() const {
   return content;
 }
 
-Counters StatusPage::counters() const {
+ProcessCounters StatusPage::counters() const {
   return copy_counters(header_->counters);
 }
 
-std::vector<Stream> StatusPage::streams() const {
+std::vector<StreamInfo> StatusPage::streams() const {
   const auto* rows = reinterpret_cast<const StatusRow*>(header_ + 1);
   const std::uint32_t used = std::min(header_->rows_used.load_acquire(), kStatusRows);  // SYNC: rows_used raised
-  std::vector<Stream> streams;
+  std::vector<StreamInfo> streams;
   for (std::uint32_t i = 0; i < used; ++i) {
-    if (std::optional<Stream> stream = read_row(rows[i])) {
+    if (std::optional<StreamInfo> stream = read_row(rows[i])) {
       stream->row = i;
       streams.push_back(*stream);
     }

@@ -27,7 +27,7 @@ std::string address_text(const std::array<std::uint8_t, 16>& address);  // "127.
 std::string endpoint_text(const Endpoint& end);                         // "127.0.0.1:80", "[::1]:80"
 
 /// A row, copied whole.
-struct Stream {
+struct StreamInfo {
   std::uint32_t row = 0;
   RowMode mode = RowMode::kFree;  // never kFree
   std::uint32_t reason = 0;       // Reason + 1; 0: none. May be one that this tool does not know: reason_slug()
@@ -39,7 +39,7 @@ struct Stream {
   std::uint64_t tx_bytes = 0, rx_bytes = 0, tx_calls = 0, rx_calls = 0, tcp_tx_bytes = 0, tcp_rx_bytes = 0;
 };
 
-struct Counters {
+struct ProcessCounters {
   std::uint64_t upgraded = 0, revoked = 0, ring_tx = 0, ring_rx = 0, ring_returned = 0, tcp_tx = 0, tcp_rx = 0;
   std::uint64_t bells = 0, sleeps = 0, spin_hits = 0, gates = 0, gate_found_open = 0, tap_records = 0, tap_dropped = 0;
   std::array<std::uint64_t, kStatusReasons> plain{};
@@ -54,8 +54,8 @@ struct PageContent {
   bool disabled = false;
   std::uint32_t rows_missing = 0;
   std::uint64_t started_ns = 0;
-  Counters counters;
-  std::vector<Stream> streams;
+  ProcessCounters counters;
+  std::vector<StreamInfo> streams;
 };
 
 class StatusPage {
@@ -73,8 +73,8 @@ class StatusPage {
   bool same_version() const { return version_ == kStatusVersion; }
   std::uint32_t pid() const;
   PageContent read() const;
-  std::vector<Stream> streams() const;
-  Counters counters() const;
+  std::vector<StreamInfo> streams() const;
+  ProcessCounters counters() const;
   Requests& requests() { return header_->requests; }
 
  private:

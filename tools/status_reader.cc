@@ -17,6 +17,7 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -84,7 +85,8 @@ ProcessName name_of(pid_t pid) {
   if (stat(folder.c_str(), &st) == 0) name.uid = st.st_uid;
   if (stat((folder + "/ns/net").c_str(), &st) == 0) name.network = st.st_ino;
   std::ifstream comm(folder + "/comm");
-  std::getline(comm, name.program);
+  name.program.assign(std::istreambuf_iterator<char>(comm), {});
+  if (!name.program.empty()) name.program.pop_back();  // the line's end; the name may have others
   name.program = printable(name.program);
   return name;
 }

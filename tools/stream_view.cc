@@ -22,11 +22,11 @@ bool has(const std::vector<T>& list, const T& value) {
 /// Both ends of a connection, found by what they call each other. Addresses are only unique in a network namespace.
 using EndKey = std::tuple<std::uint64_t, Endpoint, Endpoint>;
 
-std::map<EndKey, const Stream*> streams_by_end(const std::vector<ProcessStatus>& processes) {
-  std::map<EndKey, const Stream*> ends;
+std::map<EndKey, const StreamInfo*> streams_by_end(const std::vector<ProcessStatus>& processes) {
+  std::map<EndKey, const StreamInfo*> ends;
   for (const ProcessStatus& process : processes) {
     if (!process.content) continue;
-    for (const Stream& stream : process.content->streams) ends[{process.process.network, stream.local, stream.peer}] = &stream;
+    for (const StreamInfo& stream : process.content->streams) ends[{process.process.network, stream.local, stream.peer}] = &stream;
   }
   return ends;
 }
@@ -75,9 +75,9 @@ std::string short_number(std::uint64_t number) {
 }
 
 PathBytes path_bytes(const PageContent& content) {
-  const Counters& ended = content.counters;
+  const ProcessCounters& ended = content.counters;
   PathBytes sum{ended.ring_tx, ended.ring_rx, ended.tcp_tx, ended.tcp_rx};
-  for (const Stream& stream : content.streams) {
+  for (const StreamInfo& stream : content.streams) {
     sum.ring_tx += difference(stream.tx_bytes, stream.tcp_tx_bytes);
     sum.ring_rx += difference(stream.rx_bytes, stream.tcp_rx_bytes);
     sum.tcp_tx += stream.tcp_tx_bytes;
@@ -86,18 +86,18 @@ PathBytes path_bytes(const PageContent& content) {
   return sum;
 }
 
-bool StreamFilter::matches(const ProcessStatus& process, const Stream& stream) const {
+bool StreamFilter::matches(const ProcessStatus& process, const StreamInfo& stream) const {
   if (!ports.empty() && !has(ports, int{stream.local.port}) && !has(ports, int{stream.peer.port})) return false;
   if (!modes.empty() && !has(modes, std::string(mode_text(stream.mode, *process.content)))) return false;
   return reasons.empty() || (stream.reason != 0 && has(reasons, reason_slug(stream.reason)));
 }
 
 std::vector<StreamView> view_streams(const std::vector<ProcessStatus>& processes, const StreamFilter& filter) {
-  const std::map<EndKey, const Stream*> ends = streams_by_end(processes);
+  const std::map<EndKey, const StreamInfo*> ends = streams_by_end(processes);
   std::vector<StreamView> views;
   for (const ProcessStatus& process : processes) {
     if (!process.content) continue;
-    for (const Stream& stream : process.content->streams) {
+    for (const StreamInfo& stream : process.content->streams) {
       if (!filter.matches(process, stream)) continue;
       StreamView view{&process, &stream, {}, {}};
       const auto other = ends.find({process.process.network, stream.peer, stream.local});
@@ -133,7 +133,7 @@ std::string other_version_text(const ProcessStatus& process) {
 
 namespace {
 
-std::string plain_json(const Counters& counters) {
+std::string plain_json(const ProcessCounters& counters) {
   JsonObject reasons;
   for (std::uint32_t i = 0; i < kStatusReasons; ++i) {
     if (counters.plain[i] != 0) reasons.add(reason_slug(i + 1), counters.plain[i]);
@@ -157,9 +157,9 @@ JsonObject process_json(const ProcessStatus& process) {
   object.add("status_version", process.version);
   if (!process.content) return object;
   const PageContent& content = *process.content;
-  const Counters& counters = content.counters;
+  const ProcessCounters& counters = content.counters;
   const PathBytes bytes = path_bytes(content);
-  object.add("library_version", content.library_version).add("layout_version", content.layout_version);
+  object.add("library_version", printable(content.library_version)).add("layout_version", content.layout_version);
   object.add("guard", guard_text(content)).add_raw("disabled", content.disabled ? "true" : "false");
   object.add("streams", content.streams.size()).add("streams_missing", content.rows_missing);
   object.add("upgraded", counters.upgraded).add("revoked", counters.revoked);
@@ -173,7 +173,7 @@ JsonObject process_json(const ProcessStatus& process) {
 }
 
 JsonObject stream_json(const StreamView& view) {
-  const Stream& stream = *view.stream;
+  const StreamInfo& stream = *view.stream;
   JsonObject object;
   object.add("pid", view.process->process.pid).add("program", view.process->process.program).add("fd", stream.fd);
   object.add("state", state_text(stream.mode)).add("mode", mode_text(stream.mode, *view.process->content));

@@ -31,14 +31,14 @@ PathBytes path_bytes(const PageContent& content);
 /// A stream and whose it is; valid as long as the statuses that it was taken from.
 struct StreamView {
   const ProcessStatus* process = nullptr;
-  const Stream* stream = nullptr;
+  const StreamInfo* stream = nullptr;
   std::optional<std::uint64_t> send_queue, receive_queue;  // sent and not read yet by the other end; only if that is visible, too
 };
 
 struct StreamFilter {
   std::vector<int> ports;  // at either end
   std::vector<std::string> modes, reasons;
-  bool matches(const ProcessStatus& process, const Stream& stream) const;
+  bool matches(const ProcessStatus& process, const StreamInfo& stream) const;
 };
 
 /// In the order of processes and rows.

@@ -48,7 +48,7 @@ std::vector<OpenPage> pages_to_ask(const SwitchRequest& request) {
   return pages;
 }
 
-bool concerns(const SwitchRequest& request, const Stream& stream) {
+bool concerns(const SwitchRequest& request, const StreamInfo& stream) {
   const auto named = [&](int port) { return std::find(request.ports.begin(), request.ports.end(), port) != request.ports.end(); };
   return request.ports.empty() || named(stream.local.port) || named(stream.peer.port);
 }
@@ -59,7 +59,7 @@ Outcome look(const SwitchRequest& request, const std::vector<OpenPage>& pages) {
   for (const OpenPage& page : pages) {
     if (access(fmt::format("/proc/{}", page.process.pid).c_str(), F_OK) != 0) continue;  // its end took its streams with it
     std::size_t shared = 0;
-    for (const Stream& stream : page.page->streams()) {
+    for (const StreamInfo& stream : page.page->streams()) {
       if (!concerns(request, stream)) continue;
       (stream.mode == RowMode::kShared || stream.mode == RowMode::kUpgrading ? shared : outcome.on_tcp) += 1;
     }

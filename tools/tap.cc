@@ -16,6 +16,7 @@
 
 #include "tools/command_support.h"
 #include "tools/requests.h"
+#include "tools/stream_view.h"
 
 namespace mpklink {
 namespace {

@@ -99,6 +99,7 @@ class Top {
       signals_.wait(&fds, std::max<Clock::duration>(time - Clock::now(), Clock::duration::zero()));
       if (fds[0].revents != 0 && key_is_quit()) return false;
       if (keys) break;
+      if (StopSignals::take_other() == SIGTSTP) raise(SIGSTOP);  // on a screen: on_screen()
     }
     return !StopSignals::wanted();
   }

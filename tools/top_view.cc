@@ -18,7 +18,7 @@ ProcessKey key_of(const ProcessStatus& process) {
   return {process.process.pid, process.content->started_ns};
 }
 
-StreamKey key_of(const ProcessStatus& process, const Stream& stream) {
+StreamKey key_of(const ProcessStatus& process, const StreamInfo& stream) {
   return {process.process.pid, stream.row, stream.since_ns};
 }
 
@@ -28,7 +28,7 @@ double per_second(std::uint64_t now, std::uint64_t before, double interval_s) {
 
 std::uint64_t calls_of(const PageContent& content) {
   std::uint64_t calls = 0;
-  for (const Stream& stream : content.streams) calls += stream.tx_calls + stream.rx_calls;
+  for (const StreamInfo& stream : content.streams) calls += stream.tx_calls + stream.rx_calls;
   return calls;
 }
 
@@ -36,8 +36,8 @@ ProcessRate process_rate(const ProcessStatus& now, const ProcessStatus* before, 
   ProcessRate rate;
   rate.process = &now;
   if (before == nullptr || interval_s == 0) return rate;
-  const Counters& c = now.content->counters;
-  const Counters& b = before->content->counters;
+  const ProcessCounters& c = now.content->counters;
+  const ProcessCounters& b = before->content->counters;
   const PathBytes bytes = path_bytes(*now.content), bytes_before = path_bytes(*before->content);
   rate.ring_bytes = per_second(bytes.ring_tx + bytes.ring_rx, bytes_before.ring_tx + bytes_before.ring_rx, interval_s);
   rate.tcp_bytes = per_second(bytes.tcp_tx + bytes.tcp_rx, bytes_before.tcp_tx + bytes_before.tcp_rx, interval_s);
@@ -48,10 +48,10 @@ ProcessRate process_rate(const ProcessStatus& now, const ProcessStatus* before, 
   return rate;
 }
 
-StreamRate stream_rate(const StreamView& view, const Stream* before, double interval_s) {
+StreamRate stream_rate(const StreamView& view, const StreamInfo* before, double interval_s) {
   StreamRate rate{view};
   if (before == nullptr || interval_s == 0) return rate;
-  const Stream& now = *view.stream;
+  const StreamInfo& now = *view.stream;
   rate.tx_bytes = per_second(now.tx_bytes, before->tx_bytes, interval_s);
   rate.rx_bytes = per_second(now.rx_bytes, before->rx_bytes, interval_s);
   rate.calls = per_second(now.tx_calls + now.rx_calls, before->tx_calls + before->rx_calls, interval_s);
@@ -83,7 +83,7 @@ std::string stream_table(const Rates& rates, std::size_t most, std::size_t width
   std::vector<std::vector<std::string>> rows;
   for (const StreamRate& rate : rates.streams) {
     if (rows.size() == most) break;
-    const Stream& stream = *rate.view.stream;
+    const StreamInfo& stream = *rate.view.stream;
     const auto text = [&](double number) { return rate_text(number, rates.interval_s); };
     rows.push_back({process_text(rate.view.process->process), endpoint_text(stream.local), endpoint_text(stream.peer),
                     mode_text(stream.mode, *rate.view.process->content), text(rate.tx_bytes), text(rate.rx_bytes), text(rate.calls),
@@ -103,11 +103,11 @@ const Value* find(const std::map<Key, const Value*>& map, const Key& key) {
 
 Rates rates_between(const Look& before, const Look& now, const StreamFilter& filter) {
   std::map<ProcessKey, const ProcessStatus*> processes;
-  std::map<StreamKey, const Stream*> streams;
+  std::map<StreamKey, const StreamInfo*> streams;
   for (const ProcessStatus& process : before.processes) {
     if (!process.content) continue;
     processes[key_of(process)] = &process;
-    for (const Stream& stream : process.content->streams) streams[key_of(process, stream)] = &stream;
+    for (const StreamInfo& stream : process.content->streams) streams[key_of(process, stream)] = &stream;
   }
   Rates rates;
   if (before.time != Look().time) rates.interval_s = std::chrono::duration<double>(now.time - before.time).count();
@@ -136,8 +136,9 @@ std::string top_text(const Rates& rates, const std::string& time_of_day, std::si
     processes = std::min(processes, std::max<std::size_t>(1, rows / 3));
     streams = rows > processes + kOtherLines ? rows - processes - kOtherLines : 0;
   }
-  const std::string first = fmt::format("mpklink top - {}  {}\n", time_of_day, totals_text(views, rates.processes.size()));
-  return first + "\n" + process_table(rates, processes, width) + "\n" + stream_table(rates, streams, width);
+  std::string first = fmt::format("mpklink top - {}  {}", time_of_day, totals_text(views, rates.processes.size()));
+  if (width > 0) first = first.substr(0, width);
+  return first + "\n\n" + process_table(rates, processes, width) + "\n" + stream_table(rates, streams, width);
 }
 
 std::string top_json(const Rates& rates, double time_s) {
