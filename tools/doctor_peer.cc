@@ -16,7 +16,7 @@ std::string Peer::title() const {
 Neighbourhood::Neighbourhood() : processes_(StatusReader().read()) {
   for (const ProcessStatus& p : processes_) {
     if (!p.content) continue;
-    for (const Stream& row : p.content->streams) rows_[{p.process.pid, {row.local, row.peer}}] = &row;
+    for (const StreamInfo& row : p.content->streams) rows_[{p.process.pid, {row.local, row.peer}}] = &row;
   }
 }
 
@@ -56,7 +56,7 @@ Peer Neighbourhood::look_at_peer(pid_t pid, pid_t peer_pid) const {
   return peers_[{pid, peer_pid}] = peer;
 }
 
-Peer Neighbourhood::peer_of(pid_t pid, const Stream& stream) const {
+Peer Neighbourhood::peer_of(pid_t pid, const StreamInfo& stream) const {
   const Ends ends = {stream.peer, stream.local};
   uid_t uid = kNobodys;
   const std::vector<pid_t> owners = owners_of(pid, ends, &uid);
@@ -99,7 +99,7 @@ Explanation explain_peer(const Peer& peer, const ProcessFacts& process) {
   return {about, ""};
 }
 
-Explanation explain_port(const Stream& stream, const Peer& peer, const ProcessFacts& process) {
+Explanation explain_port(const StreamInfo& stream, const Peer& peer, const ProcessFacts& process) {
   const std::uint16_t port = stream.connector ? stream.peer.port : stream.local.port;
   const auto explain = [port](const ProcessFacts& end) {
     return Explanation{fmt::format("MPKLINK_PORTS={} of {} does not allow port {}.",

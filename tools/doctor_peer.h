@@ -20,8 +20,8 @@ struct Peer {
   uid_t uid = kNobodys;  // of its socket; kNobodys: there is none (it has ended, or is elsewhere)
   bool has_library = false;
   LibraryVersion version;
-  std::string other_namespaces;  // those that it does not share with this end
-  std::optional<Stream> row;     // how that end sees the connection
+  std::string other_namespaces;   // those that it does not share with this end
+  std::optional<StreamInfo> row;  // how that end sees the connection
   std::string title() const;
 };
 
@@ -35,7 +35,7 @@ class Neighbourhood {
 
   const ProcessStatus* status_of(pid_t pid) const;
   /// The other end of a stream of `pid`.
-  Peer peer_of(pid_t pid, const Stream& stream) const;
+  Peer peer_of(pid_t pid, const StreamInfo& stream) const;
 
  private:
   using Ends = std::pair<Endpoint, Endpoint>;  // local, peer
@@ -45,7 +45,7 @@ class Neighbourhood {
   Peer look_at_peer(pid_t pid, pid_t peer) const;
 
   std::vector<ProcessStatus> processes_;
-  std::map<std::pair<pid_t, Ends>, const Stream*> rows_;
+  std::map<std::pair<pid_t, Ends>, const StreamInfo*> rows_;
   // What costs a walk through all of /proc is asked when somebody needs it first.
   mutable std::optional<std::map<std::uint64_t, std::vector<pid_t>>> owners_;
   mutable std::map<pid_t, std::map<Ends, TcpSocket>> sockets_;
@@ -57,6 +57,6 @@ class Neighbourhood {
 Explanation explain_peer(const Peer& peer, const ProcessFacts& process);
 
 /// Do the settings of one of the ends exclude the port? What there is to say then.
-Explanation explain_port(const Stream& stream, const Peer& peer, const ProcessFacts& process);
+Explanation explain_port(const StreamInfo& stream, const Peer& peer, const ProcessFacts& process);
 
 }  // namespace mpklink
