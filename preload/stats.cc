@@ -49,7 +49,7 @@ void add_plain(Json* json) {
   for (unsigned i = 0; i < static_cast<unsigned>(Reason::kCount); ++i) {
     const std::uint64_t n = c.plain[i].load_relaxed();  // relaxed: a statistic
     if (n == 0) continue;
-    json->add(FMT_COMPILE("{}\"{}\":{}"), separator, kReasonTexts[i].slug, n);
+    json->add(FMT_COMPILE("{}\"{}\":{}"), separator, reason_text(i).slug, n);
     separator = ",";
   }
 }
@@ -93,8 +93,9 @@ Atomic<std::uint32_t> g_written_by;  // a pid: the child of a fork writes its ow
 void count_plain(Reason reason) {
   const auto i = static_cast<unsigned>(reason);
   process().counters.plain[i].fetch_add(1);
-  log(LogLevel::kInfo, FMT_COMPILE("a connection stays on TCP [{}]: {} {}"), kReasonTexts[i].slug, kReasonTexts[i].sentence,
-      kReasonTexts[i].remedy);
+  if (!log_enabled(LogLevel::kInfo)) return;  // the text has to be looked for
+  const ReasonText text = reason_text(i);
+  log(LogLevel::kInfo, FMT_COMPILE("a connection stays on TCP [{}]: {} {}"), text.slug, text.sentence, text.remedy);
 }
 
 void count_plain(Stream* s, Reason reason) {

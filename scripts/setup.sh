@@ -7,7 +7,7 @@ set -euo pipefail
 
 packages=(
   meson ninja-build g++ gcc binutils clang clang-format clang-tidy libclang-rt-14-dev git ca-certificates
-  libfmt-dev libcli11-dev nlohmann-json3-dev libunwind-dev catch2
+  libfmt-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libunwind-dev catch2
   wrk redis-server redis-tools curl libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0
   python3 python3-pytest python3-pytest-xdist strace gdb valgrind spin procps iproute2 tmux
   qemu-system-x86 xz-utils systemtap-sdt-dev

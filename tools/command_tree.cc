@@ -6,6 +6,12 @@
 namespace mpklink {
 namespace {
 
+/// What was said by type_name(), without what validators add: "a|b:{a,b}", "NUMBER:INT in [0 - 9]".
+std::string placeholder_of(const std::string& type) {
+  const std::size_t range = type.find(" in [");
+  return type.substr(0, range != std::string::npos ? type.rfind(':', range) : type.find(":{"));
+}
+
 OptionInfo describe_option(const CLI::Option& option) {
   OptionInfo info;
   info.positional = !option.nonpositional();
@@ -15,7 +21,7 @@ OptionInfo describe_option(const CLI::Option& option) {
     for (const std::string& name : option.get_snames()) info.names.push_back("-" + name);
     for (const std::string& name : option.get_lnames()) info.names.push_back("--" + name);
   }
-  if (option.get_items_expected_max() > 0) info.placeholder = option.get_type_name();
+  if (option.get_items_expected_max() > 0) info.placeholder = placeholder_of(option.get_type_name());
   info.help = option.get_description();
   return info;
 }

@@ -43,8 +43,8 @@ std::string replace_all(std::string text, const std::string& from, const std::st
 
 /// What is offered for words of one command: its options and commands, and the values of its options and arguments.
 std::string bash_command(const CommandInfo& command) {
-  std::vector<std::string> words = names_of(command.commands), with_value;
-  std::string values, arguments = "''";
+  std::vector<std::string> names;
+  std::string values, arguments = shell_quote(join(names_of(command.commands), " "));
   for (const OptionInfo& option : command.options) {
     const std::string choices = join(choices_of(option.placeholder), " ");
     const std::string offered = takes_file(option) ? "@file" : choices;
@@ -52,18 +52,17 @@ std::string bash_command(const CommandInfo& command) {
       arguments = shell_quote(offered);
       continue;
     }
-    words.insert(words.end(), option.names.begin(), option.names.end());
+    names.insert(names.end(), option.names.begin(), option.names.end());
     if (option.placeholder.empty()) continue;
-    with_value.insert(with_value.end(), option.names.begin(), option.names.end());
     values += "        " + join(option.names, "|") + ") values=" + shell_quote(offered) + " ;;\n";
   }
-  return "    " + shell_quote(command.path) + ")\n      words=" + shell_quote(join(words, " ")) + "; arguments=" + arguments +
+  return "    " + shell_quote(command.path) + ")\n      options=" + shell_quote(join(names, " ")) + "; arguments=" + arguments +
          "; program=" + (command.runs_program ? "1" : "") + "\n      case $1 in\n" + values + "        *) return 1 ;;\n      esac ;;\n";
 }
 
 constexpr char kBashTail[] = R"(
 _mpklink() {
-  local cur=${COMP_WORDS[COMP_CWORD]} path=mpklink option='' words='' arguments='' program='' values='' i word inner
+  local cur=${COMP_WORDS[COMP_CWORD]} path=mpklink option='' options='' arguments='' program='' values='' i word outer
   COMPREPLY=()
   _mpklink_words ''
   for ((i = 1; i < COMP_CWORD; i++)); do
@@ -72,16 +71,16 @@ _mpklink() {
     if [[ -n $option ]]; then
       option=''
     elif [[ $word == -- && -n $program ]]; then
-      ((i += 1))
-      _mpklink_program "$i"
+      _mpklink_program $((i + 1))
       return
     elif [[ $word == -* ]]; then
       if [[ $word != *=* ]] && _mpklink_words "$word"; then option=$word; fi
     else
-      inner=$path
+      outer=$path
       path="$path $word"
-      if _mpklink_words '' || [[ -n $words ]]; then continue; fi
-      path=$inner
+      _mpklink_words ''
+      if [[ -n $options ]]; then continue; fi
+      path=$outer  # an argument, or the program
       _mpklink_words ''
       if [[ -n $program ]]; then
         _mpklink_program "$i"
@@ -93,17 +92,12 @@ _mpklink() {
   if [[ -n $option ]]; then
     _mpklink_words "$option"
   elif [[ $cur == -* ]]; then
-    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
-    return
+    values=$options
   elif [[ -n $program ]]; then
-    mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+    _mpklink_program "$COMP_CWORD"
     return
   else
     values=$arguments
-    if [[ -z $values ]]; then
-      mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
-      return
-    fi
   fi
   if [[ $values == @file ]]; then
     compopt -o filenames 2>/dev/null
@@ -232,8 +226,8 @@ std::string bash_completion(const CommandInfo& tool) {
   std::vector<const CommandInfo*> commands;
   flatten(tool, &commands);
   std::string text = std::string(kHead) +
-                     "\n# Sets words, arguments and program for the command $path; values, and success, when the option $1 takes one.\n"
-                     "_mpklink_words() {\n  words=''; arguments=''; program=''\n  case $path in\n";
+                     "\n# For the command $path: its options, arguments, whether it runs a program; values, and success, when the option $1 takes one.\n"
+                     "_mpklink_words() {\n  options=''; arguments=''; program=''\n  case $path in\n";
   for (const CommandInfo* command : commands) text += bash_command(*command);
   return text + "    *) return 1 ;;\n  esac\n}\n" + kBashTail;
 }

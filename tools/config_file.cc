@@ -91,8 +91,8 @@ class Reader {
       value = text->get();
     } else if (const auto* number = node.as_integer()) {
       value = std::to_string(number->get());
-    } else if (const auto* flag = node.as_boolean()) {
-      value = flag->get() ? "1" : "0";  // of the settings that are 0 or 1; others do not understand it
+    } else if (const auto* flag = node.as_boolean(); flag != nullptr && strcmp(setting.values, "0|1") == 0) {
+      value = flag->get() ? "1" : "0";
     } else {
       fail(node, "'" + key + "' is a " + type_of(node) + ", expected a string or a whole number");
     }

@@ -2,7 +2,6 @@
 #include "tools/doctor_peer.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -15,10 +14,9 @@ std::string Peer::title() const {
 }
 
 Neighbourhood::Neighbourhood() : processes_(StatusReader().read()) {
-  for (std::size_t i = 0; i < processes_.size(); ++i) {
-    if (!processes_[i].content) continue;
-    for (const Stream& row : processes_[i].content->streams)
-      rows_[{processes_[i].process.network, {row.local, row.peer}}] = {i, &row};
+  for (const ProcessStatus& p : processes_) {
+    if (!p.content) continue;
+    for (const StreamInfo& row : p.content->streams) rows_[{p.process.pid, {row.local, row.peer}}] = &row;
   }
 }
 
@@ -28,47 +26,46 @@ const ProcessStatus* Neighbourhood::status_of(pid_t pid) const {
   return found == processes_.end() ? nullptr : &*found;
 }
 
-Peer Neighbourhood::peer_of(pid_t pid, const Stream& stream) const {
-  Peer peer = by_row(pid, stream);
-  if (!peer.known) peer = by_socket(pid, stream);
-  if (peer.pid != 0) peer.other_namespaces = different_namespaces(pid, peer.pid);
-  return peer;
-}
-
-/// By the status pages: that of the other end has a row of the same addresses.
-Peer Neighbourhood::by_row(pid_t pid, const Stream& stream) const {
-  const ProcessStatus* self = status_of(pid);
-  const auto found = rows_.find({self != nullptr ? self->process.network : 0, {stream.peer, stream.local}});
-  if (found == rows_.end()) return {};
-  const ProcessStatus& status = processes_[found->second.process];
-  Peer peer;
-  peer.known = peer.has_library = true;
-  peer.pid = status.process.pid;
-  peer.program = status.process.program;
-  peer.uid = status.process.uid;
-  peer.version = {status.content->library_version, status.content->layout_version};
-  peer.row = *found->second.row;
-  return peer;
-}
-
-/// By the kernel's table of sockets, and by who has that socket open.
-Peer Neighbourhood::by_socket(pid_t pid, const Stream& stream) const {
+std::vector<pid_t> Neighbourhood::owners_of(pid_t pid, const Ends& ends, uid_t* uid) const {
   if (sockets_.count(pid) == 0) {
     for (const TcpSocket& s : sockets_of(pid)) sockets_[pid].emplace(Ends{s.local, s.peer}, s);
   }
-  Peer peer;
-  const auto socket = sockets_[pid].find({stream.peer, stream.local});
-  if (socket == sockets_[pid].end()) return peer;
-  peer.uid = socket->second.uid;
+  const auto socket = sockets_[pid].find(ends);
+  if (socket == sockets_[pid].end()) return {};
+  *uid = socket->second.uid;
   if (!owners_) owners_ = socket_owners();
   const auto owners = owners_->find(socket->second.inode);
-  if (socket->second.inode == 0 || owners == owners_->end()) return peer;
-  peer.pid = owners->second.front();
-  const ProcessFacts process = look_at(peer.pid);
+  return socket->second.inode == 0 || owners == owners_->end() ? std::vector<pid_t>() : owners->second;
+}
+
+/// What is the same for all connections of two processes.
+Peer Neighbourhood::look_at_peer(pid_t pid, pid_t peer_pid) const {
+  const auto seen = peers_.find({pid, peer_pid});
+  if (seen != peers_.end()) return seen->second;
+  const ProcessFacts process = look_at(peer_pid);
+  Peer peer;
+  peer.pid = peer_pid;
   peer.program = process.name;
   peer.known = process.kind == ProcessFacts::Kind::kOpen;
   peer.has_library = !process.library.path.empty();
   peer.version = process.version;
+  peer.other_namespaces = different_namespaces(pid, peer_pid);
+  if (const ProcessStatus* status = status_of(peer_pid); status != nullptr && status->content) {
+    peer.version = {status->content->library_version, status->content->layout_version};
+  }
+  return peers_[{pid, peer_pid}] = peer;
+}
+
+Peer Neighbourhood::peer_of(pid_t pid, const StreamInfo& stream) const {
+  const Ends ends = {stream.peer, stream.local};
+  uid_t uid = kNobodys;
+  const std::vector<pid_t> owners = owners_of(pid, ends, &uid);
+  // Of several that have it since a fork, one that uses it.
+  const auto user = std::find_if(owners.begin(), owners.end(), [&](pid_t p) { return rows_.count({p, ends}) != 0; });
+  Peer peer;
+  if (!owners.empty()) peer = look_at_peer(pid, user != owners.end() ? *user : owners.front());
+  if (user != owners.end()) peer.row = *rows_.at({*user, ends});
+  peer.uid = uid;
   return peer;
 }
 
@@ -102,7 +99,7 @@ Explanation explain_peer(const Peer& peer, const ProcessFacts& process) {
   return {about, ""};
 }
 
-Explanation explain_port(const Stream& stream, const Peer& peer, const ProcessFacts& process) {
+Explanation explain_port(const StreamInfo& stream, const Peer& peer, const ProcessFacts& process) {
   const std::uint16_t port = stream.connector ? stream.peer.port : stream.local.port;
   const auto explain = [port](const ProcessFacts& end) {
     return Explanation{fmt::format("MPKLINK_PORTS={} of {} does not allow port {}.",

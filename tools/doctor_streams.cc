@@ -18,11 +18,11 @@ namespace {
 
 constexpr std::size_t kMostNamed = 4;  // connections of a group that are named; the others are counted
 
-std::string stream_text(const Stream& s) {
+std::string stream_text(const StreamInfo& s) {
   return fmt::format("{} -> {}", endpoint_text(s.local), endpoint_text(s.peer));
 }
 
-/// The end of a connection that is of no use to whom it is told to is a note only.
+/// A reason that nothing can be done about is no warning.
 bool can_be_helped(const std::string& remedy) {
   return remedy.rfind("None", 0) != 0;
 }
@@ -67,18 +67,18 @@ Finding check_guard_of(const PageContent& page, const ProcessFacts& process) {
 
 /// Those of one kind: the same mode, reason and port of the service, the same process at the other end.
 struct Group {
-  std::vector<const Stream*> streams;
+  std::vector<const StreamInfo*> streams;
   Peer peer;
 };
 using Key = std::tuple<RowMode, std::uint32_t, std::uint16_t, pid_t>;
 
-Key key_of(const Stream& stream, const Peer& peer) {
+Key key_of(const StreamInfo& stream, const Peer& peer) {
   const RowMode mode = stream.mode == RowMode::kUpgrading ? RowMode::kCandidate : stream.mode;
   return {mode, mode == RowMode::kPlain ? stream.reason : 0, stream.connector ? stream.peer.port : stream.local.port,
           peer.pid};
 }
 
-std::string named(const std::vector<const Stream*>& streams) {
+std::string named(const std::vector<const StreamInfo*>& streams) {
   std::string text;
   for (std::size_t i = 0; i < std::min(streams.size(), kMostNamed); ++i)
     text += (i == 0 ? "" : ", ") + stream_text(*streams[i]);
@@ -86,7 +86,7 @@ std::string named(const std::vector<const Stream*>& streams) {
 }
 
 Facts group_facts(const Group& group, const std::string& mode, const std::string& reason) {
-  const Stream& first = *group.streams.front();
+  const StreamInfo& first = *group.streams.front();
   return {{"mode", mode},
           {"reason", reason},
           {"count", static_cast<std::int64_t>(group.streams.size())},
@@ -164,7 +164,7 @@ Finding explain(const Key& key, const Group& group, const ProcessFacts& process)
 
 Findings check_connections(const PageContent& page, const ProcessFacts& process, const Neighbourhood& around) {
   std::map<Key, Group> groups;
-  for (const Stream& stream : page.streams) {
+  for (const StreamInfo& stream : page.streams) {
     const Peer peer = around.peer_of(process.pid, stream);
     Group& group = groups[key_of(stream, peer)];
     group.streams.push_back(&stream);
@@ -226,7 +226,7 @@ Findings check_visit(pid_t visitor, std::uint16_t from, const Endpoint& to) {
     return {fail("The library in the client of this test did not follow its connection.",
                  "Unset MPKLINK_DISABLE; then: mpklink doctor")};
   client.version = {status->content->library_version, status->content->layout_version};
-  for (const Stream& stream : status->content->streams) {
+  for (const StreamInfo& stream : status->content->streams) {
     if (stream.local.port != from || stream.peer.port != to.port) continue;
     const Group group{{&stream}, around.peer_of(visitor, stream)};
     Findings findings = {explain(key_of(stream, group.peer), group, client)};

@@ -8,6 +8,12 @@
 namespace mpklink {
 namespace {
 
+/// "run a program" -> "Run a program."
+std::string sentence(std::string text) {
+  if (!text.empty() && text[0] >= 'a' && text[0] <= 'z') text[0] = static_cast<char>(text[0] - 'a' + 'A');
+  return text.empty() || text.back() == '.' ? text : text + ".";
+}
+
 // ---- commands ----
 
 void add_options(Roff* page, const CommandInfo& command) {
@@ -74,13 +80,13 @@ ManPage command_page(const CommandInfo& command, const std::string& version) {
     page.line(synopsis(inner));
   }
   page.section("DESCRIPTION");
-  page.text(command.summary + ".");
+  page.text(sentence(command.summary));
   add_footer(&page, command, false);
   page.section("OPTIONS");
   add_options(&page, command);
   for (const CommandInfo& inner : command.commands) {
     page.subsection(Roff::escape("\"" + inner.path + "\""));
-    page.text(inner.summary + ".");
+    page.text(sentence(inner.summary));
     add_footer(&page, inner, false);
     add_options(&page, inner);
     add_footer(&page, inner, true);

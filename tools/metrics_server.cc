@@ -153,7 +153,7 @@ bool MetricsServer::read_request(Connection* connection) {
   const bool whole = connection->request.find("\r\n\r\n") != std::string::npos;
   const bool too_long = connection->request.size() > kLongestRequest;
   if (!whole && !too_long) return true;
-  connection->response = whole ? respond(connection->request) : response("431 Request Header Fields Too Large", "text/plain", "too long\n", true);
+  connection->response = too_long ? response("431 Request Header Fields Too Large", "text/plain", "too long\n", true) : respond(connection->request);
   connection->answered = true;
   return true;
 }

@@ -197,7 +197,7 @@ void add_test(CLI::App* rules) {
   test->add_option("--exe", request->exe, "path or name of the program")->required()->type_name("FILE");
   test->add_option("--connect", request->connect, "where it connects to: 127.0.0.1:8080, [::1]:80")->type_name("ADDRESS:PORT");
   test->add_option("--accept", request->accept, "where it was connected to")->type_name("ADDRESS:PORT");
-  test->add_option("--uid", request->uid, "the peer's user; without it, yours")->check(CLI::Range(std::int64_t{0}, std::int64_t{0xfffffffe}))->type_name("NUMBER");
+  test->add_option("--uid", request->uid, "the peer's user; without it, yours")->check(CLI::Range(std::int64_t{0}, std::int64_t{0xfffffffe}).description(""))->type_name("NUMBER");
   add_sources(test, &request->choices);
   add_json_flag(test, &request->json);
   add_examples(test,

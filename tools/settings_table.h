@@ -25,7 +25,7 @@ constexpr Setting kSettings[] = {
     {"peers", "POLICY", "verified", "whom to share memory with: verified, same-uid, any, or user numbers (0,33)"},
     {"ports", "PORTS", "all", "only these ports (80,8000-8999), or all but these (!22)"},
     {"rules", "RULES", "none", "which connections stay on TCP, first match wins: ignore,port=22;accelerate,exe=nginx (mpklink.toml(5))"},
-    {"profile", "NAME", "balanced", "preset of the other settings: safe, balanced, latency, or one of the configuration file's"},
+    {"profile", "safe|balanced|latency", "balanced", "preset of the other settings: safe, balanced, latency, or one of the configuration file's"},
     {"log", "off|error|warn|info|debug", "error", "what to report on stderr: off, error, warn, info or debug"},
     {"stats", "FILE", "none", "file to which each process appends its counters when it ends"},
     {"disable", "0|1", "0", "1: the library does nothing"},

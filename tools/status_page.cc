@@ -198,24 +198,24 @@ std::string endpoint_text(const Endpoint& end) {
 
 namespace {
 
-const ReasonText* reason_text(std::uint32_t reason) {
+const ReasonText* text_of_reason(std::uint32_t reason) {
   return reason >= 1 && reason <= std::size(kReasonTexts) ? &kReasonTexts[reason - 1] : nullptr;
 }
 
 }  // namespace
 
 std::string reason_slug(std::uint32_t reason) {
-  const ReasonText* text = reason_text(reason);
+  const ReasonText* text = text_of_reason(reason);
   return text != nullptr ? text->slug : fmt::format("reason-{}", reason);
 }
 
 std::string reason_sentence(std::uint32_t reason) {
-  const ReasonText* text = reason_text(reason);
+  const ReasonText* text = text_of_reason(reason);
   return text != nullptr ? text->sentence : "This tool does not know the reason: it is older than the library.";
 }
 
 std::string reason_remedy(std::uint32_t reason) {
-  const ReasonText* text = reason_text(reason);
+  const ReasonText* text = text_of_reason(reason);
   return text != nullptr ? text->remedy : "Use the mpklink that came with the library.";
 }
 

@@ -136,8 +136,9 @@ std::string top_text(const Rates& rates, const std::string& time_of_day, std::si
     processes = std::min(processes, std::max<std::size_t>(1, rows / 3));
     streams = rows > processes + kOtherLines ? rows - processes - kOtherLines : 0;
   }
-  const std::string first = fmt::format("mpklink top - {}  {}\n", time_of_day, totals_text(views, rates.processes.size()));
-  return first + "\n" + process_table(rates, processes, width) + "\n" + stream_table(rates, streams, width);
+  std::string first = fmt::format("mpklink top - {}  {}", time_of_day, totals_text(views, rates.processes.size()));
+  if (width > 0) first = first.substr(0, width);
+  return first + "\n\n" + process_table(rates, processes, width) + "\n" + stream_table(rates, streams, width);
 }
 
 std::string top_json(const Rates& rates, double time_s) {

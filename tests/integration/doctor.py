@@ -138,3 +138,9 @@ def compile_c(target, source, *flags):
 
 
 SLEEPER = "#include <unistd.h>\nint main(void) { for (;;) pause(); }"
+
+
+def kill(proc) -> None:
+    """Ends one that does not end by itself."""
+    proc.popen.kill()
+    proc.popen.wait(10)

@@ -6,13 +6,12 @@ Run: /usr/bin/python3 -m pytest tests/integration/doctor_process_test.py"""
 import os
 import re
 import shutil
-import signal
 import subprocess
 
 import pytest
 
 import harness
-from doctor import NOBODY, SLEEPER, Answer, ask, assert_refused, compile_c, echo, has_pku, needs_root, needs_tool, one, run, talk
+from doctor import NOBODY, SLEEPER, Answer, ask, assert_refused, compile_c, echo, has_pku, kill, needs_root, needs_tool, one, run, talk
 from harness import CLIENT, PROGRAMS, PYTHON, SERVER, Combo, eventually, free_port, read_text
 
 OTHER_SO = PROGRAMS / "libmpklink_other.so"
@@ -149,7 +148,7 @@ def test_process_without_the_library(bench):
     assert found["level"] == "fail" and answer.code == 1
     assert found["remedy"].startswith("Start it again with: mpklink run -- /usr/bin/python3 ...")
     assert not answer.all("streams")
-    server.send_signal(signal.SIGKILL)
+    kill(server)
 
 
 @one(Combo.NEITHER)
@@ -158,7 +157,7 @@ def test_command_that_can_be_typed_again(bench):
     process = bench.start([path, "1 0", "60"], name="sleeper")
     eventually(lambda: read_text(f"/proc/{process.pid}/comm") == "sleeper", what="exec")
     assert ask(process.pid).one("process", "library")["remedy"] == f"Start it again with: mpklink run -- {path} '1 0' 60"
-    process.send_signal(signal.SIGKILL)
+    kill(process)
 
 
 @one(Combo.NEITHER)
@@ -174,7 +173,7 @@ def test_why_it_is_not_in_it(bench, flags, preload, words):
     eventually(lambda: read_text(f"/proc/{process.pid}/comm") == "sleeper", what="exec")
     found = ask(process.pid).one("process", "library")
     assert found["level"] == "fail" and words in found["sentence"], found
-    process.send_signal(signal.SIGKILL)
+    kill(process)
 
 
 @needs_root
@@ -189,7 +188,7 @@ def test_process_in_secure_mode(bench):
     eventually(lambda: read_text(f"/proc/{process.pid}/comm") == "sleeper", what="exec")
     found = ask(process.pid).one("process", "library")
     assert found["level"] == "fail" and "secure mode" in found["sentence"], found
-    process.send_signal(signal.SIGKILL)
+    kill(process)
 
 
 @one(Combo.BOTH)
@@ -280,7 +279,7 @@ def test_names_do_not_speak_to_the_terminal(bench):
     assert text.returncode == 1 and "\x1b" not in text.stdout and "evil" in text.stdout
     assert "\x1b" not in run("--json", process.pid).stdout
     ask(process.pid)
-    process.send_signal(signal.SIGKILL)
+    kill(process)
 
 
 # ---- a port ----------------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Terminal:
 
     def __init__(self, bench):
         self.bench, self.socket = bench, str(own_dir(bench) / "tmux")
-        self("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30", "env", "-i", f"PATH={os.environ['PATH']}", "PS1=READY> ", "TERM=screen",
+        self("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "30", "env", "-i", f"PATH={os.environ['PATH']}", "PS1=READY> ", "TERM=screen",
              "MPKLINK_TEST_RUN=" + bench.env_for(None)["MPKLINK_TEST_RUN"], "bash", "--norc", "--noprofile")  # fmt: skip
         self.wait("READY>")
 
