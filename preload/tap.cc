@@ -77,6 +77,8 @@ int connect_tap() {
   int fd = real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   fd = fd < 0 ? -1 : hide_fd(fd);
   if (fd < 0) return -1;
+  const int room = 1 << 20;  // as much of it as the system allows
+  real().setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
   const bool connected = quiet().connect(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0;
   if (!connected || !is_ours(fd)) {
     if (connected) log(LogLevel::kWarn, FMT_COMPILE("a tap that another user listens to is refused"));
