@@ -32,8 +32,12 @@ void show_other_fd(int closed, Stream* s);  // one of several descriptors was cl
 
 // A tool asks for something, or this is a forked child that nothing of ours has seen yet. Before an operation, no lock held.
 void attend(int fd, Stream* s);
-inline void look_at_requests(int fd, Stream* s) {
-  if (__builtin_expect(wanted_now() != 0, 0)) attend(fd, s);
+// Returns Requests::wanted, or a word in its place, for a look when the operation is over.
+inline const Atomic<std::uint32_t>* look_at_requests(int fd, Stream* s) {
+  const Atomic<std::uint32_t>* word = own_memory().wanted.load_acquire();          // SYNC: status page
+  if (__builtin_expect(word != nullptr && word->load_relaxed() == 0, 1)) return word;  // relaxed: a wish
+  attend(fd, s);
+  return own_memory().wanted.load_acquire();  // there is one now
 }
 
 // One of several threads that do so at once may be lost; none of them waits for the others.
