@@ -17,59 +17,74 @@ inline bool kept_error(Stream* s) {
   return error != 0;
 }
 
-// The ends of an operation that tools see.
-inline ssize_t received(Stream* s, const iovec* parts, int count, int flags, ssize_t n) {
+// An operation is over; tools see it.
+inline ssize_t received(const Atomic<std::uint32_t>* wanted, Stream* s, const iovec* parts, int count, int flags, ssize_t n) {
   if (n > 0 && !(flags & MSG_PEEK)) show_received(s, static_cast<std::uint64_t>(n));
-  if (tap_wanted()) tap_received(s, parts, count, n, flags);
+  if (__builtin_expect(wanted->load_relaxed() != 0, 0)) tap_received(s, parts, count, n, flags);  // relaxed: a wish
   return n;
 }
-inline ssize_t sent(Stream* s, const iovec* parts, int count, ssize_t n) {
+inline ssize_t sent(const Atomic<std::uint32_t>* wanted, Stream* s, const iovec* parts, int count, ssize_t n) {
   if (n > 0) show_sent(s, static_cast<std::uint64_t>(n));
-  if (tap_wanted()) tap_sent(s, parts, count, n);
+  if (__builtin_expect(wanted->load_relaxed() != 0, 0)) tap_sent(s, parts, count, n);  // relaxed: as above
   return n;
 }
 
-// Before an operation of a managed stream.
-inline void look_at_owner(int fd, Stream* s) {
-  if (__builtin_expect(ours(s), 1)) return;
+__attribute__((cold)) void use_inherited(int fd, Stream* s) {
   show_inherited(fd, s);
   leave_softly(fd, s);
 }
 
 }  // namespace
 
+ssize_t receive_managed(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  const auto* const wanted = look_at_requests(fd, s);
+  const State state = state_of(s);
+  if (!managed(state)) return kNotOurs;
+  if (!ours(s)) use_inherited(fd, s);
+  const ssize_t n = receive_stream(fd, s, parts, count, flags);
+  if (n == kNotOurs) return n;
+  if (n > 0) note_operation(fd, s, state);
+  return received(wanted, s, parts, count, flags, n);
+}
+
+ssize_t send_managed(int fd, Stream* s, const iovec* parts, int count, int flags) {
+  const auto* const wanted = look_at_requests(fd, s);
+  const State state = state_of(s);
+  if (!managed(state)) return kNotOurs;
+  if (!ours(s)) use_inherited(fd, s);
+  const ssize_t n = send_stream(fd, s, parts, count, flags);
+  if (n == kNotOurs) return n;
+  if (n > 0) note_operation(fd, s, state);
+  return sent(wanted, s, parts, count, n);
+}
+
 ssize_t receive_stream_any(int fd, const iovec* parts, int count, int flags, const KernelCall& call) {
   const bool counts = !(flags & MSG_PEEK);
   while (Stream* s = stream_of(fd)) {
-    look_at_requests(fd, s);
+    const auto* const wanted = look_at_requests(fd, s);
+    ssize_t n = receive_managed(fd, s, parts, count, flags);
+    if (n != kNotOurs) return n;
     const State state = state_of(s);
     if (managed(state)) {
-      look_at_owner(fd, s);
-      const ssize_t n = receive_stream(fd, s, parts, count, flags);
-      if (n != kNotOurs) {
-        if (n > 0) note_operation(fd, s, state);
-        return received(s, parts, count, flags, n);
-      }
       if (flags & (MSG_OOB | MSG_ERRQUEUE)) break;
       continue;
     }
     if (kept_error(s)) return -1;
     show_inherited(fd, s);
-    ssize_t n = 0;
     if (state == State::kCandidate) {
-      if (kernel_operation(fd, s, Flow::kIn, counts, &n, call)) return received(s, parts, count, flags, n);
+      if (kernel_operation(fd, s, Flow::kIn, counts, &n, call)) return received(wanted, s, parts, count, flags, n);
       continue;
     }
     n = call();
     if (n > 0 && counts && state == State::kPlain) count_tcp_received(s, static_cast<std::uint64_t>(n));
-    return received(s, parts, count, flags, n);
+    return received(wanted, s, parts, count, flags, n);
   }
   return call();
 }
 
 ssize_t send_stream_any(int fd, const iovec* parts, int count, int flags, const KernelCall& call) {
   while (Stream* s = stream_of(fd)) {
-    look_at_requests(fd, s);
+    const auto* const wanted = look_at_requests(fd, s);
     const State state = state_of(s);
     if ((flags & MSG_OOB) && state == State::kCandidate) make_plain(s, Reason::kOob);
     // Its completion is the kernel's to tell. (An accepted socket may have SO_ZEROCOPY from its listener, which is asked at the upgrade.)
@@ -79,24 +94,20 @@ ssize_t send_stream_any(int fd, const iovec* parts, int count, int flags, const 
       continue;
     }
     if (managed(state)) {
-      look_at_owner(fd, s);
-      const ssize_t n = send_stream(fd, s, parts, count, flags);
-      if (n != kNotOurs) {
-        if (n > 0) note_operation(fd, s, state);
-        return sent(s, parts, count, n);
-      }
+      const ssize_t n = send_managed(fd, s, parts, count, flags);
+      if (n != kNotOurs) return n;
       continue;
     }
     if (kept_error(s)) return -1;
     show_inherited(fd, s);
     ssize_t n = 0;
     if (state == State::kCandidate) {
-      if (kernel_operation(fd, s, Flow::kOut, true, &n, call)) return sent(s, parts, count, n);
+      if (kernel_operation(fd, s, Flow::kOut, true, &n, call)) return sent(wanted, s, parts, count, n);
       continue;
     }
     n = call();
     if (n > 0 && state == State::kPlain) count_tcp_sent(s, static_cast<std::uint64_t>(n));
-    return sent(s, parts, count, n);
+    return sent(wanted, s, parts, count, n);
   }
   return call();
 }
@@ -125,7 +136,7 @@ ssize_t send_file_stream_any(int fd, int in_fd, off64_t* offset, std::size_t cou
     const State state = state_of(s);
     ssize_t n = 0;
     if (managed(state)) {
-      look_at_owner(fd, s);
+      if (!ours(s)) use_inherited(fd, s);
       n = send_file(fd, s, in_fd, offset, count);
       if (n == kNotOurs) continue;
       if (n > 0) note_operation(fd, s, state);

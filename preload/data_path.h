@@ -30,6 +30,10 @@ inline void note_operation(int fd, Stream* s, State state) {
   s->operations.store_relaxed(s->operations.load_relaxed() + 1);  // relaxed: a hint
 }
 
+// An operation of a stream that is managed. kNotOurs: it is not (any more), or only the kernel can do this.
+ssize_t receive_managed(int fd, Stream* s, const iovec* parts, int count, int flags);
+ssize_t send_managed(int fd, Stream* s, const iovec* parts, int count, int flags);
+// Of any stream.
 ssize_t receive_stream_any(int fd, const iovec* parts, int count, int flags, const KernelCall& call);
 ssize_t send_stream_any(int fd, const iovec* parts, int count, int flags, const KernelCall& call);
 ssize_t send_file_stream_any(int fd, int in_fd, off64_t* offset, std::size_t count, const KernelCall& call);
@@ -37,11 +41,17 @@ ssize_t send_file_stream_any(int fd, int in_fd, off64_t* offset, std::size_t cou
 // For what is no stream nothing is added to the call but the look at the table.
 template <class Call>
 ssize_t receive_any(int fd, const iovec* parts, int count, int flags, const Call& call) {
-  return stream_of(fd) == nullptr ? call() : receive_stream_any(fd, parts, count, flags, KernelCall(call));
+  Stream* const s = stream_of(fd);
+  if (s == nullptr) return call();
+  const ssize_t n = receive_managed(fd, s, parts, count, flags);
+  return __builtin_expect(n != kNotOurs, 1) ? n : receive_stream_any(fd, parts, count, flags, KernelCall(call));
 }
 template <class Call>
 ssize_t send_any(int fd, const iovec* parts, int count, int flags, const Call& call) {
-  return stream_of(fd) == nullptr ? call() : send_stream_any(fd, parts, count, flags, KernelCall(call));
+  Stream* const s = stream_of(fd);
+  if (s == nullptr) return call();
+  const ssize_t n = flags & MSG_ZEROCOPY ? kNotOurs : send_managed(fd, s, parts, count, flags);
+  return __builtin_expect(n != kNotOurs, 1) ? n : send_stream_any(fd, parts, count, flags, KernelCall(call));
 }
 
 }  // namespace mpklink

@@ -32,7 +32,7 @@ StatusRow* rows_of(StatusHeader* page) { return reinterpret_cast<StatusRow*>(pag
 
 // What tools read is the page's; where it is not there, or another process's, it goes nowhere.
 StatusRow* row_of(const Stream* s) {
-  return own_memory().mine.load_relaxed() != 0 ? s->row.load_relaxed() : &g_no_row;  // relaxed: see show_sent
+  return own_memory().mine.load_relaxed() != 0 ? s->row.load_relaxed() : &g_no_row;  // relaxed: see row_now
 }
 
 RowMode mode_of(State state) {
@@ -194,6 +194,7 @@ void show_inherited(int fd, Stream* s) {
 }
 
 void show_if_loopback(int fd, Stream* s, const sockaddr* peer, socklen_t size) {
+  const ErrnoSaver keep;
   sockaddr_storage copy = {};
   memcpy(&copy, peer, size < sizeof(sockaddr_in6) ? size : sizeof(sockaddr_in6));
   Addresses addresses;

@@ -32,28 +32,39 @@ void show_other_fd(int closed, Stream* s);  // one of several descriptors was cl
 
 // A tool asks for something, or this is a forked child that nothing of ours has seen yet. Before an operation, no lock held.
 void attend(int fd, Stream* s);
-inline void look_at_requests(int fd, Stream* s) {
-  if (__builtin_expect(wanted_now() != 0, 0)) attend(fd, s);
+// Returns Requests::wanted, or a word in its place, for a look when the operation is over.
+inline const Atomic<std::uint32_t>* look_at_requests(int fd, Stream* s) {
+  const Atomic<std::uint32_t>* word = own_memory().wanted.load_acquire();          // SYNC: status page
+  if (__builtin_expect(word != nullptr && word->load_relaxed() == 0, 1)) return word;  // relaxed: a wish
+  attend(fd, s);
+  return own_memory().wanted.load_acquire();  // there is one now
 }
 
 // One of several threads that do so at once may be lost; none of them waits for the others.
 inline void add_to(Atomic<std::uint64_t>* count, std::uint64_t n) {
   count->store_relaxed(count->load_relaxed() + n);  // relaxed: see above
 }
-inline void show_sent(Stream* s, std::uint64_t n, std::uint64_t calls = 1) {
-  StatusRow* const row = s->row.load_relaxed();  // relaxed: this process's, whole or none. Not kept over a call
+// This process's, or one that is nobody's. Not kept over a call: a handler in it may fork.
+inline StatusRow* row_now(const Stream* s) { return s->row.load_relaxed(); }  // relaxed: whole or none
+// Streams that are not shown share nothing, or their threads would take a line from each other with each call.
+inline void show_sent(const Stream* s, std::uint64_t n) {
+  StatusRow* const row = row_now(s);
   if (__builtin_expect(row == &g_no_row, 0)) return;
   add_to(&row->tx_bytes, n);
-  add_to(&row->tx_calls, calls);
+  add_to(&row->tx_calls, 1);
 }
-inline void show_received(Stream* s, std::uint64_t n) {
-  StatusRow* const row = s->row.load_relaxed();  // relaxed: as above
+inline void show_received(const Stream* s, std::uint64_t n) {
+  StatusRow* const row = row_now(s);
   if (__builtin_expect(row == &g_no_row, 0)) return;
   add_to(&row->rx_bytes, n);
   add_to(&row->rx_calls, 1);
 }
-inline void show_tcp_sent(Stream* s, std::uint64_t n) { add_to(&s->row.load_relaxed()->tcp_tx_bytes, n); }          // relaxed: as above
-inline void show_tcp_received(Stream* s, std::uint64_t n) { add_to(&s->row.load_relaxed()->tcp_rx_bytes, n); }  // relaxed: as above
+inline void show_tcp_sent(const Stream* s, std::uint64_t n) {
+  if (row_now(s) != &g_no_row) add_to(&row_now(s)->tcp_tx_bytes, n);
+}
+inline void show_tcp_received(const Stream* s, std::uint64_t n) {
+  if (row_now(s) != &g_no_row) add_to(&row_now(s)->tcp_rx_bytes, n);
+}
 
 void status_move_hidden(int from, int to);  // our descriptor has another number now
 void status_forked_child();

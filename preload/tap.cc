@@ -77,6 +77,8 @@ int connect_tap() {
   int fd = real().socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   fd = fd < 0 ? -1 : hide_fd(fd);
   if (fd < 0) return -1;
+  const int room = 1 << 20;  // as much of it as the system allows
+  real().setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
   const bool connected = quiet().connect(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0;
   if (!connected || !is_ours(fd)) {
     if (connected) log(LogLevel::kWarn, FMT_COMPILE("a tap that another user listens to is refused"));
@@ -172,8 +174,8 @@ class Tap {
       std::size_t length = 0;
       good = good && memory.window(done, rest, &window);
       for (int i = 0; good && i < window.count; ++i) length += window.parts[i].iov_len;
-      if (!good || length == 0) return process().counters.tap_dropped.fetch_add(1);
-      if (length > rest) return process().counters.tap_dropped.fetch_add(1);  // memory of the call that another thread has changed
+      // Or longer: memory of the call that another thread has changed.
+      if (!good || length == 0 || length > rest) return process().counters.tap_dropped.fetch_add(1);
       send(TapKind::kData, window, length);
       done += length;
     }
@@ -191,6 +193,7 @@ class Tap {
 }  // namespace
 
 __attribute__((cold)) void tap_received(Stream* s, const iovec* parts, int count, ssize_t n, int flags) {
+  if (!tap_wanted()) return;
   if (n < 0 && errno == ECONNRESET) return tap_end(s, false, TapKind::kReset);
   if (n < 0 || (flags & MSG_PEEK)) return;
   std::size_t asked = 0;
@@ -206,6 +209,7 @@ __attribute__((cold)) void tap_received(Stream* s, const iovec* parts, int count
 }
 
 __attribute__((cold)) void tap_sent(Stream* s, const iovec* parts, int count, ssize_t n) {
+  if (!tap_wanted()) return;
   if (n < 0 && errno == ECONNRESET) return tap_end(s, true, TapKind::kReset);
   if (n <= 0) return;
   Tap tap(s, true);

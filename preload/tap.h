@@ -15,7 +15,7 @@ inline bool tap_wanted() {
   return __builtin_expect(wanted != 0, 0) && wanted != kNotMine && (wanted & kRequestTap) != 0;
 }
 
-// An operation is over that asked for `parts`, with result `n`; its bytes are in the stream's row.
+// An operation is over that asked for `parts`, with result `n`; its bytes are in the stream's row. For whoever wants them.
 void tap_received(Stream* s, const iovec* parts, int count, ssize_t n, int flags);
 void tap_sent(Stream* s, const iovec* parts, int count, ssize_t n);
 // The kernel has sent `n` bytes of a file that end at its position `end`.

@@ -57,7 +57,7 @@ static_assert(sizeof(StatusRow) == 128);
 
 // Counters of the process, as in the line of MPKLINK_STATS, but for what is said here.
 // * upgraded, revoked, ring_returned, bells, sleeps, spin_hits, plain: at any time.
-// * ring_tx, ring_rx, tcp_tx, tcp_rx: only of streams that have ended. Whoever wants to know them now adds those of the rows.
+// * ring_tx, ring_rx, tcp_tx, tcp_rx: only of streams that had a row and have ended. Whoever wants to know them now adds those of the rows.
 // * gates, gate_found_open: as of the last time that a stream came, ended or changed its mode.
 template <class Word, class Bytes>
 struct CountersOf {
