@@ -278,7 +278,7 @@ def test_random_pages(bench, real_page):
     seed = int(os.environ.get("MPKLINK_SEED", time.time_ns() % 1_000_000))
     print(f"MPKLINK_SEED={seed}")
     rng = random.Random(seed)
-    for _ in range(8):
+    for _ in range(4):
         content = bytearray(with_pid(real_page[: 1 << 16]) + bytes(len(real_page) - (1 << 16)))
         first = rng.choice([32, 104, 768, HEADER.unpack_from(real_page)[2]])
         for _ in range(rng.choice([1, 100, 20000])):
