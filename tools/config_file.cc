@@ -211,7 +211,8 @@ std::optional<std::string> read_file(const std::string& path, bool must_be_there
     errno = EIO;
     std::ifstream file(path, std::ios::binary);
     std::ostringstream text;
-    if (file && (st.st_size == 0 || text << file.rdbuf())) return text.str();
+    if (file) text << file.rdbuf();
+    if (file && !file.bad()) return text.str();
     error = errno;
   }
   throw Refusal(kExitUnavailable, "the configuration file " + path + " cannot be read: " + strerror(error) + "; name another with --config");
