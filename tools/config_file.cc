@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "tools/config_file.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -205,17 +202,20 @@ class Reader {
   std::vector<NamedProfile> profiles_;
 };
 
-/// Null: not there.
+/// Null: not there. One of those that are looked for is not there either when it cannot be seen: HOME may be another user's.
 std::optional<std::string> read_file(const std::string& path, bool must_be_there) {
   struct stat st;
-  if (stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode)) errno = EISDIR;
-  else if (std::ifstream file(path, std::ios::binary); file) {
+  int error = stat(path.c_str(), &st) != 0 ? errno : S_ISDIR(st.st_mode) ? EISDIR : 0;
+  if (!must_be_there && (error == ENOENT || error == ENOTDIR || error == EACCES)) return std::nullopt;
+  if (error == 0) {
+    errno = EIO;
+    std::ifstream file(path, std::ios::binary);
     std::ostringstream text;
-    text << file.rdbuf();
-    return text.str();
+    if (file) text << file.rdbuf();
+    if (file && !file.bad()) return text.str();
+    error = errno;
   }
-  if (!must_be_there && (errno == ENOENT || errno == ENOTDIR)) return std::nullopt;
-  throw Refusal(kExitUnavailable, "the configuration file " + path + " cannot be read: " + strerror(errno) + "; name another with --config");
+  throw Refusal(kExitUnavailable, "the configuration file " + path + " cannot be read: " + strerror(error) + "; name another with --config");
 }
 
 std::string environment(const char* name) {

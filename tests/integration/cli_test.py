@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -289,6 +290,27 @@ def test_file_that_cannot_be_read(mpklink, tmp_path):
     refused(mpklink("env", "--config", "/no/such/file.toml"), 3, "/no/such/file.toml", "No such file")
     refused(mpklink("env", "--config", tmp_path), 3, "directory")
     refused(mpklink("env", env={"MPKLINK_CONFIG": "/no/such"}), 3, "/no/such")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs as another user")
+def test_home_of_another_user(tmp_path):
+    """Is not looked into; a file that is named must be readable."""
+    home = Path(tempfile.mkdtemp(prefix="mpklink-cli-test-"))
+    try:
+        (home / ".config" / "mpklink").mkdir(parents=True)
+        file = home / ".config" / "mpklink" / "config.toml"
+        file.write_text("[settings]\nlog = 'warn'\n")
+        run = lambda *a: subprocess.run([TOOL, *a], capture_output=True, text=True, cwd="/", user=65534, group=65534, extra_groups=[],  # noqa: E731
+                                        env=clean_env(home, MPKLINK_LIBRARY=SO), timeout=60)  # fmt: skip
+        home.chmod(0o700)
+        assert "LOG" not in variables(good(run("env", "--json")))
+        refused(run("env", "--config", str(file)), 3, "Permission denied")
+        home.chmod(0o755)
+        assert variables(good(run("env", "--json")))["LOG"] == "warn"
+        file.chmod(0o600)
+        refused(run("env", "--json"), 3, "Permission denied")
+    finally:
+        shutil.rmtree(home)
 
 
 # ---- rules ---------------------------------------------------------------------------------------------------------------
