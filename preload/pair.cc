@@ -21,7 +21,6 @@ namespace mpklink {
 namespace {
 
 // A peer that has said so much that is none of ours is not listened to any more: it could go on for ever.
-constexpr std::uint32_t kNonsenseMax = 64;
 
 SpinLock g_pairs_lock;
 Pair* g_pairs[kPairsMax];
@@ -116,16 +115,20 @@ Pair* make_pair(const Stream* s, const ProcessId& peer, std::uint32_t side, Boar
   return nullptr;
 }
 
-void destroy_pair(Pair* pair) {
-  const ErrnoSaver keep;
-  pair->used = false;
-  close_hidden(pair->control_fd);
-  pair->control_fd = -1;
+void forget_peer_bells(Pair* pair) {
   g_bells_kept.fetch_add(~pair->bells_kept + 1);
   for (auto& bell : pair->peer_bell) {
     if (bell.load_relaxed() == 0) continue;  // relaxed: nobody else uses a pair without streams
     close_hidden(static_cast<int>(bell.exchange(0)) - 1);
   }
+}
+
+void destroy_pair(Pair* pair) {
+  const ErrnoSaver keep;
+  pair->used = false;
+  close_hidden(pair->control_fd);
+  pair->control_fd = -1;
+  forget_peer_bells(pair);
   memset(pair->bell_sent, 0, sizeof pair->bell_sent);
   for (auto& word : pair->slots_taken) word.store_relaxed(0);
   epoll_sets_forget_pair(pair);  // from here on no scan looks at the board

@@ -38,6 +38,7 @@ struct Pair {
 constexpr std::uint32_t kPairsMax = 1024;
 constexpr std::uint32_t kPeerBellsMax = 512;      // descriptors one peer may park with us
 constexpr std::uint32_t kAllPeerBellsMax = 4096;  // … and all of them
+constexpr std::uint32_t kNonsenseMax = 64;        // messages without a bell, after which a control channel is read no more
 
 // All of these under pairs_lock().
 SpinLock& pairs_lock();
@@ -47,6 +48,7 @@ Pair* make_pair(const Stream* s, const ProcessId& peer, std::uint32_t side, Boar
 void release_pair(Pair* pair);   // one stream less; the last one lets the pair be collected when the peer is gone
 void collect_pairs();            // frees the pairs without streams whose peer is gone
 void destroy_pair(Pair* pair);
+void forget_peer_bells(Pair* pair);
 Pair* pair_at(std::uint32_t index);
 
 bool peer_gone(const Pair* pair);  // its process has ended, as the control channel shows

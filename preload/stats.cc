@@ -101,7 +101,7 @@ void count_plain(Reason reason) {
 void count_plain(Stream* s, Reason reason) {
   s->why = static_cast<std::uint32_t>(reason) + 1;
   show_state(s);
-  PROBE2(plain, s->last_fd.load_relaxed(), kReasonTexts[static_cast<unsigned>(reason)].slug);  // relaxed: a hint
+  PROBE2(plain, s->last_fd.load_relaxed(), reason_text(static_cast<unsigned>(reason)).slug);  // relaxed: a hint
   count_plain(reason);
 }
 

@@ -249,7 +249,7 @@ void show_upgrade(Stream* s) {
 void show_revoke(Stream* s) {
   row_of(s)->revokes.fetch_add(1);
   const std::uint32_t why = s->why;
-  PROBE2(revoke, s->last_fd.load_relaxed(), why == 0 ? "peer" : kReasonTexts[why - 1].slug);  // relaxed: a hint
+  PROBE2(revoke, s->last_fd.load_relaxed(), why == 0 ? "peer" : reason_text(why - 1).slug);  // relaxed: a hint
 }
 
 void show_other_fd(int closed, Stream* s) {

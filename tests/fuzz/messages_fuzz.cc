@@ -235,7 +235,7 @@ void control_channel(Input* input) {
   const int free_before = lowest_free();
   pair.generation = process().generation.load_relaxed();
   pair.control_fd = ends.ours;
-  pair.bells_kept = 0;
+  pair.bells_kept = pair.nonsense = 0;
   std::map<std::uint32_t, int> kept;  // poller -> kind
   unsigned floods = 0;
   for (int i = 0; i < 40 && !input->empty(); ++i) {
@@ -268,15 +268,15 @@ void control_channel(Input* input) {
   for (const auto& one : kept) {
     int bell = -1;
     for (int look = 0; look <= 40 && bell < 0; ++look) bell = peer_bell(&pair, one.first);  // a message of no bytes ends a look
+    if (bell < 0 && pair.nonsense >= kNonsenseMax) continue;  // what is behind so much nonsense is not read
     FUZZ_CHECK(bell, >=, 0);
     struct stat sent = {}, there = {};
     FUZZ_TRUE(fstat(bell, &there) == 0 && fstat(one.second, &sent) == 0);
     FUZZ_CHECK(there.st_ino, ==, sent.st_ino);
   }
-  FUZZ_CHECK(pair.bells_kept, ==, kept.size());
-  for (auto& word : pair.peer_bell) {
-    if (word.load_relaxed() != 0) close_hidden(static_cast<int>(word.exchange(0)) - 1);
-  }
+  FUZZ_CHECK(pair.bells_kept, <=, kept.size());
+  FUZZ_TRUE(pair.bells_kept == kept.size() || pair.nonsense >= kNonsenseMax);
+  forget_peer_bells(&pair);
   FUZZ_CHECK(lowest_free(), ==, free_before);
 }
 
