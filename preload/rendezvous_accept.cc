@@ -158,7 +158,7 @@ void acceptor_listen(Stream* s, const Addresses& addresses) {
     give_up(s, reason_of(errno));
     return;
   }
-  if (::bind(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0 || ::listen(fd, 1) != 0) {
+  if (::bind(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0 || real().listen(fd, 1) != 0) {
     give_up(s, errno == EADDRINUSE ? Reason::kNameTaken : reason_of(errno));
     return;
   }
