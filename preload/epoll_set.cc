@@ -243,6 +243,7 @@ void unmanage_member(EpollSet* set, Stream* s, EpollMember* m) {
   m->managed = false;
   set->managed_members.fetch_add(~0u);
   remove_ready(set, m);
+  m->wants_space = false;  // or it would be looked at again, and told beside what the kernel tells of it
   set_slow(set, m, false);
   give_registration(set, m);
   if (s->channel == nullptr || set->poller == kNoPoller) return;

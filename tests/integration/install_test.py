@@ -25,7 +25,7 @@ def prefix(tmp_path_factory):
 
 
 def find_one(directory: pathlib.Path, name: str) -> pathlib.Path:
-    found = [path for path in directory.rglob(name) if path.is_file()]
+    found = [path for path in directory.rglob(name) if path.is_file() and "completions" not in path.parts]
     assert len(found) == 1, found
     return found[0]
 
