@@ -46,11 +46,11 @@ run_suite() {
   echo "exit code ${PIPESTATUS[0]}" >"$results/$name.exit"
 }
 run_program unit_tests
-# Each of the two takes one CPU.
+# Each of the two lines takes one CPU.
 run_suite pku scripts/pku-legs.sh ${full_option:+"$full_option"} ${install_option:+"$install_option"} &
 run_program model_tests
-wait
 run_suite model scripts/model.sh ${full_option:+"$full_option"}
+wait
 if [ "$full" = 1 ]; then
   run_suite soak scripts/soak.sh --minutes 2
   run_suite fuzz scripts/fuzz.sh ${install_option:+"$install_option"}
@@ -64,7 +64,8 @@ run_pytest() {
 }
 # Files whose tests mostly wait: several at a time. All others have the machine for themselves.
 waiting=()
-for file in semantics allocator bad_cases busy_set exhaustion fault_owners guard identity non_network process stop_points tool versions; do
+for file in semantics allocator bad_cases busy_set cli coverage data_path deploy doctor doctor_process dump exec exhaustion fault_owners figures \
+  guard identity install live node non_network process python redis requests rules services services_other services_tls ss status stop_points tool versions; do
   waiting+=("tests/integration/${file}_test.py")
 done
 run_tests() {
