@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <initializer_list>
 
@@ -94,6 +95,13 @@ StatusHeader* map_page(int* hidden) {
   return nullptr;
 }
 
+// The program may need each of them.
+bool few_descriptors() {
+  constexpr rlim_t kFew = 64;
+  rlimit limit = {};
+  return getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < kFew;
+}
+
 bool make_page() {
   notice_fork();  // or the page is the parent's
   if (g_page.load_acquire() != nullptr) return true;  // SYNC: status page
@@ -103,7 +111,7 @@ bool make_page() {
   const LockGuard one(g_making);
   if (g_page.load_acquire() != nullptr) return true;
   int fd = -1;
-  StatusHeader* const page = map_page(&fd);
+  StatusHeader* const page = few_descriptors() ? nullptr : map_page(&fd);
   if (page == nullptr) return g_failures.fetch_add(1), false;
   write_header(page);
   g_page_fd.store_relaxed(static_cast<std::uint32_t>(fd) + 1);  // relaxed: published by the next

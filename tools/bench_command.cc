@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink bench`: becomes scripts/bench.sh, of the source tree that this was built in, or of an installation that has it.
+#include <CLI/CLI.hpp>
 #include <unistd.h>
 
 #include <cerrno>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "tools/command_support.h"
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <sys/ioctl.h>
 #include <unistd.h>

@@ -2,9 +2,11 @@
 // The commands of `mpklink`: each is a file of its own that adds its subcommand to the app. Its callback does the work; what cannot be done
 // is thrown as a Refusal (exit code, sentence with what to type next), a result that is not "all well" as CLI::RuntimeError(kExitDegraded).
 #pragma once
-#include <CLI/CLI.hpp>
-
 #include "tools/refusal.h"
+
+namespace CLI {
+class App;  // <CLI/CLI.hpp> takes the compiler long: for files that add options
+}
 
 namespace mpklink {
 

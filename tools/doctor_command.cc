@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink doctor [PID | HOST:PORT | program]`: what is it about, and the answer.
+#include <CLI/CLI.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink reasons`, `mpklink man` and `mpklink completion`: what is known of reasons, settings and commands, in the form asked for.
+#include <CLI/CLI.hpp>
 #include <unistd.h>
 
 #include <cerrno>

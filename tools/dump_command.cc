@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink dump`: the bytes of streams as a capture, as if they had gone over the network.
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <time.h>
 

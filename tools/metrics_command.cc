@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // `mpklink metrics`: counters of the running processes for Prometheus; once, as a file of node_exporter's, or over HTTP. Services have no
 // port of ours: this command looks at them from outside.
+#include <CLI/CLI.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>

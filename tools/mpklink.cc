@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink COMMAND ...`: the table of commands, and what is the same for all of them: help, wrong use, refusals, exit codes.
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include <algorithm>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink rules check|print|test`: is the file good, what does it say, which rule wins for a connection and why.
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <unistd.h>
 

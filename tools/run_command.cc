@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // `mpklink run [options] -- program args...`: checks that the program can be preloaded, sets the environment, and becomes it.
 // `mpklink env` prints the same environment.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink ss`: all streams of the running processes, once.
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include <memory>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink off` and `mpklink on`: the switch of running processes.
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <unistd.h>
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `mpklink top`: streams and processes by what they do per second; on a terminal as a screen, otherwise one table after the other.
+#include <CLI/CLI.hpp>
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <unistd.h>

@@ -346,6 +346,7 @@ def test_tap_that_is_gone(bench, when):
     tap = Listener()
     server, client = connected(bench)
     page = client.page()
+    talk(server, client, 20)  # what the library makes for itself is there
     fds = client.tell("len(os.listdir('/proc/self/fd'))")
     if when == "before":
         tap.close()

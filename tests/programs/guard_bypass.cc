@@ -104,7 +104,7 @@ Outcome memfd() {
     const ssize_t n = readlinkat(dirfd(dir), entry->d_name, target, sizeof target - 1);
     if (n <= 0) continue;
     target[n] = '\0';
-    if (strstr(target, "memfd:mpklink-") != nullptr || strstr(target, "secretmem") != nullptr) outcome = kOpen;
+    if ((strstr(target, "memfd:mpklink-") != nullptr && strstr(target, "mpklink-status") == nullptr) || strstr(target, "secretmem") != nullptr) outcome = kOpen;
   }
   closedir(dir);
   return outcome;

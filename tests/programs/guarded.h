@@ -52,7 +52,7 @@ class Guarded {
         now.end = end;
         now.shared = rights[3] == 's';
         // memfd_secret gives no names; nobody else here uses it.
-        now.ours = strncmp(line + name, "/memfd:mpklink-", 15) == 0 || strncmp(line + name, "/secretmem", 10) == 0;
+        now.ours = (strncmp(line + name, "/memfd:mpklink-", 15) == 0 && strncmp(line + name + 15, "status", 6) != 0) || strncmp(line + name, "/secretmem", 10) == 0;
         now.anonymous = now.shared && strncmp(line + name, "/dev/zero", 9) == 0;
       }
       if (strncmp(line, "ProtectionKey:", 14) == 0) now.key = atoi(line + 14);
