@@ -75,7 +75,7 @@ def holdings(pid):
     maps, status = harness.read_text(f"/proc/{pid}/maps"), harness.read_text(f"/proc/{pid}/status")
     rss = lambda key: int(re.search(rf"^{key}:\s*(\d+) kB", status, re.M).group(1))
     return {
-        "descriptors": len(names), "memfds": sum("/memfd:mpklink" in n for n in names), "channels": maps.count("/memfd:mpklink-channel"),
+        "descriptors": len(names), "memfds": sum("/memfd:mpklink" in n and "-status" not in n for n in names), "channels": maps.count("/memfd:mpklink-channel"),
         "boards": maps.count("/memfd:mpklink-board"), "shared KiB": rss("RssShmem"), "private KiB": rss("RssAnon"),
     }  # fmt: skip
 

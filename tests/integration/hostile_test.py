@@ -30,6 +30,7 @@ Result = collections.namedtuple("Result", "streams upgraded refused resets ends 
 def counts(pid: int) -> Counts:
     """What a process holds. A mapping of shared memory is one of a memfd; the others are counted together."""
     maps = pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()
+    maps = [line for line in maps if "mpklink-status" not in line]  # the process' own page
     memfds = sum("memfd:" in line for line in maps)
     names = []
     for fd in os.listdir(f"/proc/{pid}/fd"):
@@ -38,7 +39,7 @@ def counts(pid: int) -> Counts:
         except OSError:
             pass
     eventfds = sum("eventfd" in name for name in names)
-    return Counts(len(names) - eventfds, eventfds, memfds + sum("memfd:" in name for name in names), len(maps) - memfds)
+    return Counts(len(names) - eventfds, eventfds, memfds + sum("memfd:" in name and "mpklink-status" not in name for name in names), len(maps) - memfds)
 
 
 class Victim:
