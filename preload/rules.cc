@@ -162,6 +162,10 @@ bool parse_rules(const char* text, const char* program, Rules* rules) {
     more = left.cut(';', &rule);
     if (rule.length == 0) continue;
     const std::size_t start = rules->count;
+    if (start == Rules::kMax - 1) {
+      rules->terms[rules->count++] = {};  // ignores all
+      return false;
+    }
     bool more_words = rule.cut(',', &word);
     rules->terms[rules->count++] = {};
     rules->terms[start].first = word.is("accelerate");

@@ -14,6 +14,7 @@
 #include "preload/rendezvous.h"
 #include "preload/revoke.h"
 #include "shm/segment.h"
+#include "shm/user_copy.h"
 
 namespace mpklink {
 
@@ -206,7 +207,7 @@ void show_inherited(int fd, Stream* s) {
 void show_if_loopback(int fd, Stream* s, const sockaddr* peer, socklen_t size) {
   const ErrnoSaver keep;
   sockaddr_storage copy = {};
-  memcpy(&copy, peer, size < sizeof(sockaddr_in6) ? size : sizeof(sockaddr_in6));
+  if (user_copy(&copy, peer, size < sizeof(sockaddr_in6) ? size : sizeof(sockaddr_in6)) != 0) return;  // another thread unmaps it
   Addresses addresses;
   Reason reason = Reason::kNotLocal;
   // Of one that is not connected yet the kernel does not say: it is shown when it is used.

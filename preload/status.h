@@ -22,7 +22,7 @@ StatusHeader* shown_page();  // null: there is none
 void show_process();  // makes the page, unless there is one or cannot be one
 void show_guard();    // it has been decided
 void show_stream(int fd, Stream* s, const Addresses& addresses);  // once; takes its row
-void show_if_loopback(int fd, Stream* s, const sockaddr* peer, socklen_t size);  // a new connection; what `peer` points to can be read
+void show_if_loopback(int fd, Stream* s, const sockaddr* peer, socklen_t size);  // a new connection; `peer` is the program's
 void show_inherited(int fd, Stream* s);
 void hide_stream(Stream* s);  // it has ended: the row is free
 void show_state(Stream* s);   // its state or `why` has changed

@@ -252,7 +252,10 @@ __attribute__((cold)) void tap_end(Stream* s, bool outgoing, TapKind kind) {
 bool tap_leave_number(int fd) {
   constexpr int kYields = 100000;
   std::uint32_t number = static_cast<std::uint32_t>(fd) + 1;
-  if (!g_socket.compare_exchange(number, 0)) return false;
+  const bool in_use = g_socket.compare_exchange(number, 0);
+  number = static_cast<std::uint32_t>(fd) + 1;
+  // Or whoever is the last to use a doomed one closed the program's file.
+  if (!in_use && !g_doomed.compare_exchange(number, 0)) return false;
   for (int i = 0; g_users.load_acquire() != 0 && i < kYields; ++i) sched_yield();  // they never wait, but for memory
   return true;
 }

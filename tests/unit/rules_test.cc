@@ -181,6 +181,21 @@ TEST_CASE("rules: from the first without room on, all is ignored", "[rules]") {
   REQUIRE(good(most, port(81)) == kGo);
 }
 
+TEST_CASE("rules: rules without conditions stay within their room, too", "[rules]") {
+  for (const std::size_t n : {Rules::kMax - 2, Rules::kMax - 1, Rules::kMax, Rules::kMax + 1, 4 * Rules::kMax}) {
+    std::string text;
+    for (std::size_t i = 0; i < n; ++i) text += "accelerate;";
+    struct {
+      Rules rules;
+      std::uint64_t behind[64];
+    } memory = {};
+    REQUIRE(parse_rules(text.c_str(), "/bin/x", &memory.rules) == (n < Rules::kMax));
+    REQUIRE(memory.rules.count == (n < Rules::kMax ? n : Rules::kMax));
+    for (const std::uint64_t word : memory.behind) REQUIRE(word == 0);
+    if (n >= Rules::kMax) REQUIRE(memory.rules.terms[Rules::kMax - 1].first == 0);
+  }
+}
+
 TEST_CASE("rules: patterns", "[rules]") {
   const auto matches = [](const char* pattern, const char* text) { return glob_matches(pattern, std::strlen(pattern), text); };
   REQUIRE(matches("", ""));
