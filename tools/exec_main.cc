@@ -17,12 +17,14 @@
 #include <string>
 
 #include "elf_versions.h"
+#include "fd.h"
 #include "preload_env.h"
 #include "program_check.h"
 #include "refusal.h"
 
 namespace {
 
+using mpklink::Fd;
 using mpklink::Refusal;
 
 // As in commands.h, which needs CLI11.
@@ -46,20 +48,6 @@ constexpr char kUsage[] =
     "  MPKLINK_LOG=warn mpklink-exec python3 server.py\n";
 
 constexpr char kSharedFiles[] = "libmpklink.so\0mpklink-exec\0mpklink\0";
-
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 void say(const std::string& sentence) {
   fputs(("mpklink-exec: " + sentence + "\n").c_str(), stderr);

@@ -15,6 +15,7 @@
 #include <sstream>
 
 #include "elf_check.h"
+#include "fd.h"
 #include "secure_exec.h"
 
 namespace mpklink {
@@ -28,20 +29,6 @@ constexpr int kMaxScripts = 5;
 constexpr int kMaxEnvHops = 8;
 constexpr size_t kFirstLineBytes = 256;  // BINPRM_BUF_SIZE
 constexpr char kShell[] = "/bin/sh";
-
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 std::string base_name(const std::string& path) {
   return path.substr(path.rfind('/') + 1);

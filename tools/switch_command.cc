@@ -142,7 +142,7 @@ void add_on(CLI::App* app) {
   auto request = std::make_shared<SwitchRequest>();
   CLI::App* command = add_switch(app, "on", "take mpklink off back", request);
   add_examples(command, {{"mpklink on --port 8080", ""}, {"mpklink on --all", ""}},
-               "Connections that were made meanwhile, or went back to TCP, may be upgraded as others are.");
+               "New connections are upgraded as before. Those that went back to TCP, or were made meanwhile, stay there.");
   command->callback([request] { run_on(*request); });
 }
 

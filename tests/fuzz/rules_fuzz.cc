@@ -11,30 +11,13 @@
 
 #include "preload/rules.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/words.h"
 
 namespace mpklink {
 namespace {
 
-std::vector<std::string> split(const std::string& text, char at) {
-  std::vector<std::string> parts(1);
-  for (const char c : text) {
-    if (c == at) {
-      parts.emplace_back();
-    } else {
-      parts.back() += c;
-    }
-  }
-  return parts;
-}
-
-bool number(const std::string& text, std::uint64_t max, std::uint64_t* out) {
-  *out = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9') return false;
-    if (*out <= max) *out = *out * 10 + static_cast<std::uint64_t>(c - '0');
-  }
-  return !text.empty() && *out <= max;
-}
+using fuzz::number;
+using fuzz::split;
 
 bool range(const std::string& text, std::uint64_t max, std::uint64_t value, bool* met) {
   const auto ends = split(text, '-');

@@ -8,9 +8,13 @@
 
 #include "preload/settings.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/words.h"
 
 namespace mpklink {
 namespace {
+
+using fuzz::number;
+using fuzz::split;
 
 using Environment = std::map<std::string, std::string>;
 
@@ -36,28 +40,6 @@ Settings parse(const Environment& environment) {
 std::string value_of(const Environment& environment, const char* name) {
   const auto found = environment.find(std::string("MPKLINK_") + name);
   return found == environment.end() ? "" : found->second;
-}
-
-std::vector<std::string> split(const std::string& text, char at) {
-  std::vector<std::string> parts(1);
-  for (const char c : text) {
-    if (c == at) {
-      parts.emplace_back();
-    } else {
-      parts.back() += c;
-    }
-  }
-  return parts;
-}
-
-// All digits, and at most `max`.
-bool number(const std::string& text, std::uint64_t max, std::uint64_t* out) {
-  *out = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9') return false;
-    if (*out <= max) *out = *out * 10 + static_cast<std::uint64_t>(c - '0');
-  }
-  return !text.empty() && *out <= max;
 }
 
 // Whether it was complained of is as it should be.
