@@ -64,7 +64,7 @@ run_pytest() {
 }
 # Files whose tests mostly wait: several at a time. All others have the machine for themselves.
 waiting=()
-for file in semantics allocator bad_cases busy_set cli coverage data_path deploy doctor doctor_process dump exec exhaustion fault_owners figures \
+for file in semantics allocator bad_cases busy_set cli coverage data_path deploy doctor doctor_process dump dump_tshark exec exhaustion fault_owners figures \
   guard identity install live node non_network process python redis requests rules services services_other services_tls ss status stop_points tool versions; do
   waiting+=("tests/integration/${file}_test.py")
 done

@@ -1,101 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""`mpklink dump`: the captures are what the programs sent, byte for byte, once, and in headers that add up (capture.py reads them on its own;
-tshark decodes them where it is installed)."""
+"""`mpklink dump`: the captures are what the programs sent, byte for byte, once, and in headers that add up (capture.py reads them on its own)."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import struct
 import subprocess
 import time
 
 import pytest
 
 from capture import Capture
+from dumping import Dump, client_port, connect, exchange, is_asked, not_yet_connected, pattern, tap_name
 from harness import CLIENT, SERVER, Combo, eventually
 from live_tools import OWN_UID, TOOL, Puppet, as_user, is_root, own_dir, refused, start_tool, tool
-from servers import Nginx, Redis
-from status_page import REQUESTS_AT, TAP, TAP_RECORD, talk
+from status_page import TAP_RECORD, talk
 
 pytestmark = pytest.mark.parametrize("combo", [Combo.BOTH], ids=["both"])
 
 needs_root = pytest.mark.skipif(not is_root(), reason="needs root: becomes another user")
-needs_tshark = pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
-
-
-def tap_name(page) -> bytes:
-    length = struct.unpack_from("<I", page.map, REQUESTS_AT + 4)[0]
-    return bytes(page.map[REQUESTS_AT + 8 : REQUESTS_AT + 8 + length])
-
-
-def is_asked(page) -> bool:
-    return bool(page.wanted() & TAP)
-
-
-class Dump:
-    """A running dump into a file."""
-
-    def __init__(self, bench, *filter_words, asked=(), uid=OWN_UID):
-        self.bench = bench
-        self.path = own_dir(bench) / f"dump-{len(bench.procs)}.pcapng"
-        self.proc = start_tool(bench, "dump", *filter_words, "-w", self.path, uid=uid)
-        for puppet in asked:
-            page = puppet.page()
-            ours = f"mpklink-tap/{self.proc.pid}/".encode()
-            eventually(lambda: is_asked(page) and tap_name(page).startswith(ours), what="the request")
-
-    def written(self) -> bytes:
-        return self.path.read_bytes() if self.path.exists() else b""
-
-    def end(self, number=signal.SIGINT, code=0) -> Capture:
-        if self.proc.running():
-            self.proc.send_signal(number)
-        self.proc.finish(code)
-        return Capture.of_file(self.path)
-
-
-def pattern(seed: str, size: int) -> bytes:
-    return hashlib.shake_256(seed.encode()).digest(size)
-
-
-PATTERN = "import hashlib\ndef pattern(seed, size): return hashlib.shake_256(seed.encode()).digest(size)\n"
-
-
-def not_yet_connected(bench, host="127.0.0.1", **options):
-    server, client = Puppet(bench, SERVER, name="server", **options), Puppet(bench, CLIENT, name="client", **options)
-    server.do(PATTERN + f"l = listener('{host}')")
-    # A page is made by the first listener; the client has one from its first connection on.
-    client.do(PATTERN + f"x = socket.create_connection(('{host}', {server.proc.port()})); x.close()")
-    server.do("x, _ = l.accept(); x.close()")
-    return server, client
-
-
-def connect(server, client, host="127.0.0.1"):
-    client.do(f"c = socket.create_connection(('{host}', {server.proc.port()}))")
-    server.do("s, _ = l.accept()")
-
-
-def exchange(server, client, rounds, size=3000, dump=None):
-    """Both ways; the client's and the server's bytes. With a `dump` never more at a time than its socket takes, so that nothing is dropped."""
-    at_once = 5 if dump else rounds
-    for first in range(0, rounds, at_once):
-        those = f"for i in range({first}, {min(first + at_once, rounds)})"
-        number = server.begin(f"{those}: assert receive_all(s, {size}) == pattern(f'up{{i}}', {size}); s.sendall(pattern(f'down{{i}}', {size}))")
-        client.do(f"{those}: c.sendall(pattern(f'up{{i}}', {size})); assert receive_all(c, {size}) == pattern(f'down{{i}}', {size})")
-        server.wait(number)
-        if dump:
-            last = pattern(f"down{min(first + at_once, rounds) - 1}", size)[-50:]
-            eventually(lambda: last in dump.written(), timeout_s=30, what="the bytes in the capture")
-    return tuple(b"".join(pattern(f"{way}{i}", size) for i in range(rounds)) for way in ("up", "down"))
-
-
-def client_port(client) -> int:
-    return client.tell("c.getsockname()[1]")
 
 
 # ---- what is captured ----------------------------------------------------------------------------------------------------
@@ -528,87 +453,3 @@ def test_json_summary(bench):
     exchange(server, client, 5)
     assert json.loads(dump.finish(0)) == {"packets": 4, "connections": 1, "dropped_records": 0}
     server.end(), client.end()
-
-
-# ---- tshark --------------------------------------------------------------------------------------------------------------
-
-
-def tshark(path, *args) -> list:
-    home = {"HOME": str(path.parent), "PATH": os.environ["PATH"]}
-    done = subprocess.run(["tshark", "-r", path, "-n", *args], capture_output=True, text=True, timeout=120, env=home)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def assert_clean(path) -> None:
-    """Nothing that Wireshark would complain about: checksums, gaps, acknowledgements of what it has not seen."""
-    bad = "tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment || tcp.analysis.retransmission || tcp.analysis.out_of_order || " \
-          "tcp.analysis.window_full || tcp.analysis.zero_window || tcp.checksum.status == Bad || ip.checksum.status == Bad || _ws.malformed"  # fmt: skip
-    found = tshark(path, "-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE", "-Y", bad)
-    assert not found, found[:10]
-
-
-@needs_tshark
-@pytest.mark.limit(180)
-def test_tshark_http(bench, docroot):
-    nginx = Nginx(bench, docroot.dir, settings={"WARMUP": 0})
-    bench.run(["curl", "-sS", nginx.url("hello")], CLIENT)  # from its first connection on the worker has a page
-    dump = Dump(bench, "pid", nginx.worker_pids()[0], uid=os.geteuid())
-    eventually(lambda: dump.written())
-    urls = [nginx.url("hello"), nginx.url("f100k")] * 3
-    text = bench.run(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} ", *sum((["-o", "/dev/null"] for _ in urls[1:]), []), *urls], CLIENT,
-                     settings={"WARMUP": 0})  # fmt: skip
-    assert text.split() == ["200"] * 6
-    time.sleep(0.5)
-    capture = dump.end()
-    assert len(capture.connections) == 1 and capture.statistics["dropped"] == 0
-    requests = tshark(dump.path, "-d", f"tcp.port=={nginx.port},http", "-Y", "http.request", "-T", "fields", "-e", "http.request.uri")
-    assert requests == ["/hello", "/f100k"] * 3
-    codes = tshark(dump.path, "-d", f"tcp.port=={nginx.port},http", "-Y", "http.response", "-T", "fields", "-e", "http.response.code", "-e", "http.content_length")
-    assert codes == ["200\t6", "200\t100000"] * 3
-    assert_clean(dump.path)
-    follow = tshark(dump.path, "-q", "-z", "follow,tcp,raw,0")
-    lines = [line for line in follow if re.fullmatch(r"\t?[0-9a-f]+", line)]
-    assert bytes.fromhex("".join(x for x in lines if x[0] != "\t")) == capture.only().up.bytes()
-    assert bytes.fromhex("".join(x[1:] for x in lines if x[0] == "\t")) == capture.only().down.bytes()
-    assert hashlib.sha256((docroot.dir / "f100k").read_bytes()).digest() in [
-        hashlib.sha256(body[:100_000]).digest() for body in capture.only().down.bytes().split(b"\r\n\r\n")
-    ]
-    nginx.stop()
-    bench.assert_ring(min_bytes=200_000)
-
-
-@needs_tshark
-@pytest.mark.limit(180)
-def test_tshark_redis(bench):
-    redis = Redis(bench)
-    dump = Dump(bench, "pid", redis.proc.pid, "and", "port", redis.port, uid=os.geteuid())
-    eventually(lambda: dump.written())
-    commands = bench.dir / "commands"
-    commands.write_text("".join(f"SET key{i} value{i}\nGET key{i}\n" for i in range(30)))
-    with open(commands) as file:
-        bench.run(["redis-cli", "-p", redis.port], CLIENT, stdin=file)
-    time.sleep(0.5)
-    capture = dump.end()
-    assert b"value29" in capture.connections[-1].down.bytes()
-    sent = tshark(dump.path, "-d", f"tcp.port=={redis.port},resp", "-Y", "resp", "-T", "fields", "-e", "resp.bulk_string.value")
-    text = "".join(bytes.fromhex(re.sub("[^0-9a-f]", "", line)).decode() for line in sent)
-    assert "SETkey7value7" in text and "GETkey7" in text and "value29" in text
-    assert_clean(dump.path)
-    redis.stop()
-    bench.assert_ring(min_bytes=1000)
-
-
-@needs_tshark
-@pytest.mark.limit(180)
-def test_tshark_from_the_middle(bench):
-    """Wireshark takes up a connection whose beginning it has not seen."""
-    server, client = not_yet_connected(bench)
-    connect(server, client)
-    exchange(server, client, 50)
-    dump = Dump(bench, asked=[server, client])
-    exchange(server, client, 20, dump=dump)
-    dump.end()
-    assert_clean(dump.path)
-    server.end(), client.end()
-    bench.assert_ring()
